@@ -1,0 +1,91 @@
+"""Where the object is: a classical foreground mask, so that defects land on the part and not beside it."""
+
+from __future__ import annotations
+
+import kornia
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+WORKING_SIZE = 96
+"""Longer side, in pixels, at which the object is looked for."""
+
+
+@torch.no_grad()
+def foreground_mask(images: Tensor) -> Tensor:
+    """Object mask from the distance to the colour of the image's border.
+
+    The border's median colour models the background; Otsu's threshold on the distance from it gives the object, which
+    is then closed and opened. Where the border has no clear colour, where nothing or nearly everything stands out, or
+    where what stands out runs along the border, the image is taken as a texture and the mask is all ones.
+
+    Args:
+        images: RGB in [0, 1], ``(B, 3, H, W)``.
+
+    Returns:
+        Mask of {0, 1}, ``(B, 1, H, W)``, float32 on the device of ``images``.
+    """
+    height, width = images.shape[-2:]
+    small = thumbnails(images)
+    mask = foreground_of_thumbnails(small)
+    if mask.shape[-2:] == (height, width):
+        return mask
+    return (F.interpolate(mask, size=(height, width), mode="bilinear") > 0.5).float()
+
+
+def thumbnails(images: Tensor) -> Tensor:
+    """Area-averaged copies with at most ``WORKING_SIZE`` pixels on the longer side, ``(B, 3, h, w)`` float32."""
+    height, width = images.shape[-2:]
+    scale = WORKING_SIZE / max(height, width)
+    if scale >= 1.0:
+        return images.float()
+    size = (max(8, round(height * scale)), max(8, round(width * scale)))
+    return F.interpolate(images.float(), size=size, mode="area")
+
+
+def foreground_of_thumbnails(small: Tensor) -> Tensor:
+    """:func:`foreground_mask` at the size of its argument, ``(B, 3, h, w)`` to ``(B, 1, h, w)``."""
+    border = _border(small)
+    colour = border.median(dim=-1).values
+    distance = (small - colour[:, :, None, None]).abs().amax(1)
+    threshold, separation = _otsu(distance)
+    raw = (distance > threshold[:, None, None]).float()[:, None]
+
+    kernel = torch.ones(3, 3, device=small.device)
+    mask = kornia.morphology.closing(raw, torch.ones(5, 5, device=small.device))
+    mask = kornia.morphology.opening(mask, kernel)
+
+    share = mask.mean((1, 2, 3))
+    at_border = _border(mask).mean((1, 2))
+    spread = (border - colour[:, :, None]).abs().mean((1, 2))
+    is_object = (
+        (share > 0.02) & (share < 0.9) & (at_border < 0.25) & (separation > 0.6) & (spread < 0.6 * threshold)
+    ) & (threshold > 0.04)
+    return torch.where(is_object[:, None, None, None], mask, torch.ones_like(mask))
+
+
+def _border(values: Tensor) -> Tensor:
+    """Pixels of the outer frame, two pixels wide, ``(B, C, h, w)`` to ``(B, C, n)``."""
+    top, bottom = values[..., :2, :].flatten(2), values[..., -2:, :].flatten(2)
+    left, right = values[..., 2:-2, :2].flatten(2), values[..., 2:-2, -2:].flatten(2)
+    return torch.cat([top, bottom, left, right], dim=-1)
+
+
+def _otsu(values: Tensor, bins: int = 64) -> tuple[Tensor, Tensor]:
+    """Otsu's threshold of values in [0, 1], ``(B, h, w)``.
+
+    Returns:
+        Threshold and share of the variance it explains (0 to 1), each ``(B,)``.
+    """
+    index = (values.flatten(1) * bins).long().clamp_(0, bins - 1)
+    weight = torch.zeros(values.shape[0], bins, device=values.device)
+    weight.scatter_add_(1, index, torch.ones_like(index, dtype=weight.dtype))
+    weight = weight / weight.sum(1, keepdim=True)
+    level = (torch.arange(bins, device=values.device) + 0.5) / bins
+    below = weight.cumsum(1)
+    mass = (weight * level).cumsum(1)
+    mean = mass[:, -1:]
+    between = (mean * below - mass).square() / (below * (1.0 - below)).clamp(min=1e-6)
+    variance = (weight * (level - mean).square()).sum(1).clamp(min=1e-8)
+    best, at = between.max(1)
+    return (at + 1.0) / bins, best / variance
