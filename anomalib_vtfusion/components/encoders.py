@@ -1,0 +1,206 @@
+"""Frozen image and text towers of a CLIP-like model behind one small interface.
+
+Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", by way of ``open_clip``.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .encoder_text import TextTower
+from .encoder_towers import build_image_tower
+from .encoder_weights import SHIPPED_ENCODER, hash_state, load_clip
+
+__all__ = ["SHIPPED_ENCODER", "ImageFeatures", "VisionTextEncoder"]
+
+
+@dataclass
+class ImageFeatures:
+    """What one pass of the image tower gives.
+
+    Attributes:
+        maps: Features of the chosen layers in ascending order of layer, each ``(B, C_l, h_l, w_l)``.
+        tokens: Dense tokens in the joint image-text space ``(B, D, h, w)``, unit length over ``D``.
+        pooled: Embedding of the whole image in the joint space ``(B, D)``, unit length.
+    """
+
+    maps: list[Tensor]
+    tokens: Tensor
+    pooled: Tensor
+
+
+class VisionTextEncoder(nn.Module):
+    """Image and text towers that never train.
+
+    All parameters have ``requires_grad=False`` and the towers stay in eval mode whatever ``train()`` is asked. Building
+    leaves torch's global random state as it was.
+
+    Args:
+        encoder: ``open_clip`` model name, ``"vtfusion-tiny"``, a folder in ``open_clip`` format (``"local-dir:PATH"``
+            or the path itself), a weights file in such a folder, or ``"hf-hub:ORG/REPO"``.
+        weights: ``open_clip`` pretrained tag or path to a ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file.
+            ``None`` and ``""`` mean random weights (always the same) for a model name and the folder's own weights for
+            a folder.
+        layers: Layers whose maps are returned: blocks of a transformer, feature stages of a CNN, counted from 0.
+            ``None`` takes four spread blocks or the stages of stride 8 and 16.
+        image_size: Side or ``(H, W)`` of input images in pixels; ``None`` takes what the model was made for. Position
+            embeddings are interpolated.
+
+    Attributes:
+        name: ``encoder`` as given.
+        image_size: Input ``(H, W)``.
+        layers: Indices of the layers in ``ImageFeatures.maps``.
+        embed_dim: Size ``D`` of the joint space.
+        channels: Channels ``C_l`` of each map.
+        grids: Size ``(h_l, w_l)`` of each map.
+        token_grid: Size ``(h, w)`` of the dense tokens.
+        weights_hash: SHA-256 of both towers' weights as loaded, the same for every image size.
+        logit_scale: Factor on cosine similarity that the model was trained with.
+        text_width: Size of a text token, and so of a context vector.
+        context_length: Number of tokens of a prompt, context included.
+
+    Raises:
+        ValueError: If the encoder, tag or a layer is unknown, the weights do not fit, or the image size does not.
+        FileNotFoundError: If a file is missing and cannot be downloaded.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        encoder: str = "ViT-B-16-plus-240",
+        weights: str | None = None,
+        layers: Sequence[int] | None = None,
+        image_size: int | tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        size = None if image_size is None else _as_pair(image_size)
+        self.name = encoder
+        loaded = load_clip(encoder, weights)
+        visual: Any = loaded.model.visual  # its kind is found out by build_image_tower
+        self.text: TextTower | None = TextTower(loaded.model, loaded.tokenizer)
+        # Before position embeddings are resized, so that it names the weights whatever the image size.
+        self.weights_hash: str = hash_state([visual.state_dict(), self.text.state_dict()])
+        self.image_size: tuple[int, int] = size or _as_pair(visual.image_size)
+        self.image = build_image_tower(visual, layers, self.image_size)
+        self.layers = self.image.layers
+        self.requires_grad_(requires_grad=False)
+        self.train(mode=False)
+
+        # Not in the state: checkpoints name the encoder instead of holding it.
+        self.register_buffer("mean", torch.tensor(loaded.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(loaded.std).view(1, 3, 1, 1), persistent=False)
+        self.logit_scale: float = self.text.logit_scale
+        self.text_width: int = self.text.width
+        self.context_length: int = self.text.context_length
+
+        features = self._dry_run()
+        self.embed_dim: int = features.pooled.shape[1]
+        self.channels: list[int] = [feature.shape[1] for feature in features.maps]
+        self.grids: list[tuple[int, int]] = [(feature.shape[2], feature.shape[3]) for feature in features.maps]
+        self.token_grid: tuple[int, int] = (features.tokens.shape[2], features.tokens.shape[3])
+
+    def encode_image(self, images: Tensor) -> ImageFeatures:
+        """Run the image tower once.
+
+        Args:
+            images: RGB images ``(B, 3, H, W)`` in ``[0, 1]``, of the encoder's ``image_size``.
+
+        Returns:
+            Layer maps, dense joint-space tokens and pooled embedding.
+
+        Raises:
+            ValueError: If the images have another size.
+        """
+        # While tracing, sizes are tensors and the check would be baked in as a warning.
+        if not torch.jit.is_tracing() and tuple(images.shape[1:]) != (3, *self.image_size):
+            raise ValueError(f"Expected images (B, 3, {self.image_size[0]}, {self.image_size[1]}), got {images.shape}.")
+        maps, tokens, pooled = self.image((images - self.mean) / self.std)
+        return ImageFeatures(maps=maps, tokens=F.normalize(tokens, dim=1), pooled=F.normalize(pooled, dim=-1))
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Turn prompts into token ids.
+
+        Args:
+            prompts: At least one prompt; what exceeds the context length is cut off.
+
+        Returns:
+            Token ids ``(N, context_length)``, int64, on the CPU.
+
+        Raises:
+            RuntimeError: If the text tower was dropped.
+            ValueError: If there is no prompt or one is empty.
+        """
+        return self._text_tower().tokenize(prompts)
+
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Embed prompts in the joint space, without gradients.
+
+        Args:
+            prompts: At least one prompt.
+
+        Returns:
+            Embeddings ``(N, D)`` of unit length.
+
+        Raises:
+            RuntimeError: If the text tower was dropped.
+            ValueError: If there is no prompt or one is empty.
+        """
+        with torch.no_grad():
+            return self._text_tower()(prompts)
+
+    def encode_text_with_context(self, prompts: Sequence[str], context: Tensor) -> Tensor:
+        """Embed prompts with learnable vectors put in front of their words, after the start token.
+
+        Zhou et al. 2022, "Learning to Prompt for Vision-Language Models", Eq. 2 with the class name kept as words.
+
+        Args:
+            prompts: At least one prompt.
+            context: Context vectors ``(M, text_width)``; gradients flow to them.
+
+        Returns:
+            Embeddings ``(N, D)`` of unit length.
+
+        Raises:
+            RuntimeError: If the text tower was dropped.
+            ValueError: If the context has another width or leaves no room for words.
+        """
+        return self._text_tower()(prompts, context)
+
+    def drop_text_tower(self) -> None:
+        """Free the text tower's memory; texts cannot be encoded afterwards."""
+        self.text = None
+
+    def train(self, mode: bool = True) -> "VisionTextEncoder":  # noqa: ARG002
+        """Stay in eval mode: batch statistics and dropout of a frozen tower must not change with training."""
+        return super().train(mode=False)
+
+    def _text_tower(self) -> TextTower:
+        if self.text is None:
+            raise RuntimeError("The text tower was dropped; build a new VisionTextEncoder to encode texts.")
+        return self.text
+
+    def _dry_run(self) -> ImageFeatures:
+        try:
+            with torch.no_grad():
+                features = self.encode_image(torch.zeros(1, 3, *self.image_size))
+        except (AssertionError, RuntimeError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"The image tower of {self.name!r} cannot take images of {self.image_size}: {error}"
+            ) from error
+        if not all(math.prod(feature.shape[2:]) for feature in [*features.maps, features.tokens]):
+            raise ValueError(f"Images of {self.image_size} are smaller than one patch of {self.name!r}.")
+        return features
+
+
+def _as_pair(size: int | Sequence[int]) -> tuple[int, int]:
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ValueError(f"image_size must be a positive side or (height, width) in pixels, got {size!r}.")
+    return pair[0], pair[1]
