@@ -1,0 +1,35 @@
+"""The benchmark of the start-up hook measures what it says it measures."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import startup
+
+
+def test_only_the_environment_with_the_hook_loads_it(tmp_path: Path) -> None:
+    for hook in (True, False):
+        python = startup.make_environment(tmp_path / str(hook), hook=hook, bytecode=True)
+        process_ms, site_cpu_ms, report = startup.start(python, "-X", "importtime")
+        loaded = {name for _, name in startup.IMPORT_TIME.findall(report)}
+        assert loaded.issuperset(startup.MODULES) is hook
+        assert process_ms > site_cpu_ms > 0
+
+
+def test_summary_is_of_paired_differences() -> None:
+    summary = startup.summarize([3.0, 13.0, 23.0], [2.0, 11.0, 20.0])
+    assert summary["with_hook"] == 13.0
+    assert summary["without_hook"] == 11.0
+    assert summary["cost"] == 2.0
+
+
+def test_command_writes_a_result_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "startup.json"
+    monkeypatch.setattr(sys, "argv", ["startup", "--repeats", "2", "--output", str(output)])
+    startup.main()
+    result = json.loads(output.read_text())
+    assert result["settings"] == {"repeats": 2}
+    assert result["with_bytecode"]["importtime_self_us"].keys() == set(startup.MODULES)
+    assert result["provenance"]["versions"]
