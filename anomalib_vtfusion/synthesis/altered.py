@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anomalib_vtfusion.synthesis.masks import blob_distance, smooth_noise, soft_edge
+from anomalib_vtfusion.synthesis.masks import smooth_noise, soft_edge
 from anomalib_vtfusion.synthesis.scene import Change, Crop, Scene
 
 
 def blur(scene: Scene) -> Change:
     """Local loss of sharpness."""
-    crop, opacity, _ = _soft_blob(scene, softness=0.3)
+    crop, opacity = _soft_blob(scene, softness=0.3)
     sigma = (0.006 + 0.02 * scene.params.strength) * scene.side
     size = 2 * math.ceil(2.0 * sigma) + 1
     size = min(size, 2 * ((min(crop.size) - 1) // 2) + 1)
@@ -25,7 +25,7 @@ def blur(scene: Scene) -> Change:
 
 def intensity(scene: Scene) -> Change:
     """Local change of brightness and contrast."""
-    crop, opacity, _ = _soft_blob(scene, softness=scene.rng.uniform(0.1, 0.8))
+    crop, opacity = _soft_blob(scene, softness=scene.rng.uniform(0.2, 1.0))
     amount = 0.45 * scene.params.strength * (-1.0 if scene.darkens() else 1.0)
     mean = crop.pixels.mean((1, 2), keepdim=True)
     gain = math.exp(scene.rng.uniform(-0.6, 0.6) * scene.params.strength)
@@ -36,15 +36,15 @@ def intensity(scene: Scene) -> Change:
 def colour(scene: Scene) -> Change:
     """Local discoloration: hue turned and tinted; on grey images a change of tone."""
     rng, strength = scene.rng, scene.params.strength
-    crop, opacity, _ = _soft_blob(scene, softness=rng.uniform(0.1, 0.6))
+    crop, opacity = _soft_blob(scene, softness=rng.uniform(0.1, 0.6))
     if scene.grey:
         gamma = math.exp((1.0 if scene.darkens() else -1.0) * strength)
         return Change(crop, crop.pixels.clamp(min=1e-4).pow(gamma), opacity)
     luma = crop.pixels.mean(0, keepdim=True)
-    turn = rng.choice((-1.0, 1.0)) * rng.uniform(0.5, 1.0) * math.pi * strength
+    turn = rng.choice((-1.0, 1.0)) * rng.uniform(0.3, 0.7) * math.pi * strength
     chroma = _rotate_hue(crop.pixels - luma, turn)
     cast = torch.tensor([math.cos(turn), math.cos(turn - 2.1), math.cos(turn + 2.1)], device=luma.device)
-    shifted = luma + chroma * (1.0 + strength) + 0.18 * strength * cast.view(3, 1, 1)
+    shifted = luma + chroma * (1.0 + 0.3 * strength) + 0.16 * strength * cast.view(3, 1, 1)
     return Change(crop, shifted.clamp(0.0, 1.0), opacity)
 
 
@@ -78,26 +78,18 @@ def dent(scene: Scene) -> Change:
 
 def missing(scene: Scene) -> Change:
     """A part is gone: what lies behind (background, or the smoothed surroundings) shows through."""
-    rng = scene.rng
-    elongation = scene.params.elongation
-    reach = scene.radius * 1.7 * math.sqrt(elongation) + 3.0
-    crop = scene.crop(reach, reach)
-    distance = blob_distance(
-        crop.ys, crop.xs, scene.radius, rng, elongation=elongation, angle=scene.params.angle, roughness=0.3
-    )
-    distance = distance + 0.08 * scene.radius * smooth_noise(crop.size, 9.0, scene.generator, scene.image.device)[0]
-    return Change(crop, scene.fill(crop), soft_edge(distance, 1.3) * min(1.0, 1.6 * scene.params.strength))
+    crop, distance = scene.blob(scene.radius, roughness=0.5)
+    ragged = smooth_noise(crop.size, 0.25 * max(crop.size), scene.generator, scene.image.device)[0]
+    distance = distance + min(1.5, 0.06 * scene.radius) * ragged
+    # The broken edge throws a narrow shadow on what lies behind.
+    behind = scene.fill(crop) * (1.0 - 0.3 * torch.exp(-distance.clamp(min=0.0) / (0.008 * scene.side)))
+    return Change(crop, behind, soft_edge(distance, 1.3) * min(1.0, 1.6 * scene.params.strength))
 
 
-def _soft_blob(scene: Scene, softness: float) -> tuple[Crop, Tensor, Tensor]:
-    """Crop, opacity with an edge of ``softness`` radii, and signed distance of a blob of the wanted area."""
-    elongation = scene.params.elongation
-    reach = scene.radius * 1.7 * math.sqrt(elongation) + 3.0
-    crop = scene.crop(reach, reach)
-    distance = blob_distance(
-        crop.ys, crop.xs, scene.radius, scene.rng, elongation=elongation, angle=scene.params.angle, roughness=0.2
-    )
-    return crop, soft_edge(distance, max(1.0, softness * scene.radius)), distance
+def _soft_blob(scene: Scene, softness: float) -> tuple[Crop, Tensor]:
+    """Crop and opacity of a blob of the wanted area with an edge of ``softness`` radii."""
+    crop, distance = scene.blob(scene.radius)
+    return crop, soft_edge(distance, max(1.0, softness * scene.radius))
 
 
 def _rotate_hue(chroma: Tensor, angle: float) -> Tensor:

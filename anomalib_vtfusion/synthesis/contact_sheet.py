@@ -46,8 +46,10 @@ def contact_sheet(
             clean_fraction=0.0,
         )
         single.textures = synthesizer.textures
-        batch = single(images, seeded(seed))
-        columns.append((family, batch.images, _outline(batch.masks)))
+        # One image at a time: a batch of different objects would lend each other their texture.
+        rows = [single(image[None], seeded(seed + 1000 * row)) for row, image in enumerate(images)]
+        pictures, masks = torch.cat([row.images for row in rows]), torch.cat([row.masks for row in rows])
+        columns.append((family, pictures, _outline(masks)))
 
     height, width = images.shape[-2:]
     step_y, step_x = 2 * (height + GAP), width + GAP

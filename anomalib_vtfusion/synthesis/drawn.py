@@ -8,97 +8,90 @@ import torch
 from torch import Tensor
 
 from anomalib_vtfusion.synthesis.masks import (
+    Stroke,
     blob_distance,
     curve_noise,
     smooth_noise,
     soft_edge,
-    stroke_coordinates,
     stroke_distance,
 )
 from anomalib_vtfusion.synthesis.scene import Change, Crop, Scene
 
-POINTS = 65
-"""Samples along a stroke."""
+POINTS = 257
+"""Samples along a stroke: finer than a pixel on crops of common size."""
 
 
 def scratch(scene: Scene) -> Change:
-    """Thin, nearly straight groove: a core of varying width and intensity, one bright and one dark rim."""
+    """Nearly straight groove, or a few side by side: a core of varying width and pressure with a rim in the light."""
     rng, strength = scene.rng, scene.params.strength
-    width = min(max(1.0, math.sqrt(scene.area / 28.0)), max(1.5, 0.014 * scene.side))
-    length = min(max(6.0, scene.area / width), 0.9 * scene.side)
-    bend = length * rng.uniform(0.0, 0.06)
-    offsets = bend * curve_noise(POINTS, 0.15, scene.generator)
-    angle = scene.params.angle
-    crop, start = _stroke_crop(scene, angle, length, bend * 2.0 + width * 2.0)
-    device = scene.image.device
-    position, gap = stroke_coordinates(crop.ys, crop.xs, start, angle, length, offsets.to(device))
+    strands = rng.choice((1, 1, 1, 2, 3))
+    area = scene.area / strands
+    width = min(max(1.0, math.sqrt(area / 40.0)), max(1.3, 0.009 * scene.side))
+    length = min(max(6.0, area / width), 0.8 * scene.side)
+    spacing = rng.uniform(1.5, 5.0) * width + 1.0
+    bend = length * rng.uniform(0.0, 0.05)
+    centre_line = bend * curve_noise(POINTS, 0.1, scene.generator)
+    margin = 2.5 * bend + (strands + 1) * spacing
+    crop, start = _stroke_crop(scene, length, margin)
+    lit_side = rng.choice((-1.0, 1.0)) * (0.5 * width + 0.8)
 
-    taper = torch.linspace(0.0, math.pi, POINTS).sin().pow(0.35)
-    wobble = 1.0 + 0.35 * curve_noise(POINTS, 0.8, scene.generator)
-    half_width = (0.5 * width * taper * wobble.clamp(0.3, 1.6)).to(device)
-    core = soft_edge(stroke_distance(position, gap, half_width))
-    pressure = (0.8 + 0.5 * curve_noise(POINTS, 0.7, scene.generator)).clamp(0.15, 1.0)
-    core = core * _along(pressure.to(device), position)
-    side = 1.0 if rng.random() < 0.5 else -1.0
-    rim = soft_edge(stroke_distance(position, gap - side * (0.5 * width + 0.7), half_width))
-    rim = rim * _along(pressure.to(device), position)
+    core, rim = torch.zeros(2, *crop.size, device=scene.image.device)
+    for strand in range(strands):
+        stroke = _groove(scene, start, length, centre_line + strand * spacing, width)
+        distance, pressure = stroke_distance(crop.ys, crop.xs, stroke, (0.0, lit_side))
+        core_here, rim_here = soft_edge(distance) * pressure
+        core, rim = torch.maximum(core, core_here), torch.maximum(rim, rim_here)
 
-    contrast = 0.75 * strength
+    contrast = strength * (0.3 + 0.45 * min(1.0, 2.0 * scene.luma))
     sign = -1.0 if scene.darkens(0.45) else 1.0
-    pixels = crop.pixels + contrast * (sign * core * (1.0 + scene.tint(0.1)) - 0.35 * sign * rim * (1.0 - core))
-    return Change(crop, pixels.clamp(0.0, 1.0), torch.maximum(core, rim).gt(0.0).float())
+    relief = sign * core * (1.0 + scene.tint(0.08)) - 0.3 * sign * rim * (1.0 - core)
+    pixels = (crop.pixels + contrast * relief).clamp(0.0, 1.0)
+    return Change(crop, pixels, torch.maximum(core, rim).gt(0.0).float())
 
 
 def crack(scene: Scene) -> Change:
     """Jagged, branching dark line with a faint bright lip."""
     rng, strength = scene.rng, scene.params.strength
-    width = min(max(1.1, math.sqrt(scene.area / 40.0)), max(1.6, 0.012 * scene.side))
+    width = min(max(1.0, math.sqrt(scene.area / 60.0)), max(1.4, 0.009 * scene.side))
     length = min(max(8.0, 0.6 * scene.area / width), 0.8 * scene.side)
-    device = scene.image.device
-    angle = scene.params.angle
-    main = length * rng.uniform(0.06, 0.12) * curve_noise(POINTS, 0.75, scene.generator)
-    crop, start = _stroke_crop(scene, angle, length, 0.35 * length)
-    taper = torch.linspace(0.0, math.pi, POINTS).sin().pow(0.5)
+    wander = rng.uniform(0.04, 0.09) * length
+    crop, start = _stroke_crop(scene, length, 0.25 * length)
+    trunk = _fissure(scene, start, scene.params.angle, length, wander, width * torch.linspace(1.0, 0.5, POINTS))
+    strokes = [trunk]
+    for _ in range(rng.choice((0, 1, 1, 2, 3, 4))):
+        parent = rng.choice(strokes)
+        heading = parent.angle + rng.choice((-1.0, 1.0)) * rng.uniform(0.35, 1.0)
+        reach = parent.length * rng.uniform(0.15, 0.4)
+        thin = 2.0 * float(parent.half_width.mean()) * torch.linspace(0.8, 0.3, POINTS)
+        strokes.append(_fissure(scene, parent.at(rng.uniform(0.15, 0.85)), heading, reach, 0.07 * reach, thin))
 
-    strokes = [(start, angle, length, main, width * taper)]
-    for _ in range(rng.randint(1, 4)):
-        root = rng.randrange(8, POINTS - 12)
-        along, across = length * root / (POINTS - 1), float(main[root])
-        origin = (
-            start[0] + along * math.sin(angle) + across * math.cos(angle),
-            start[1] + along * math.cos(angle) - across * math.sin(angle),
-        )
-        turn = rng.choice((-1.0, 1.0)) * rng.uniform(0.4, 1.1)
-        reach = length * rng.uniform(0.12, 0.35)
-        offsets = reach * 0.1 * curve_noise(POINTS, 0.75, scene.generator)
-        shrink = torch.linspace(0.75, 0.15, POINTS)
-        strokes.append((origin, angle + turn, reach, offsets, width * shrink))
-
-    distance = torch.full(crop.size, -1e3, device=device)
-    for origin, heading, reach, offsets, thickness in strokes:
-        position, gap = stroke_coordinates(crop.ys, crop.xs, origin, heading, reach, offsets.to(device))
-        wobble = (1.0 + 0.5 * curve_noise(POINTS, 0.9, scene.generator)).clamp(0.35, 1.7)
-        half_width = (0.5 * thickness * wobble).to(device)
-        distance = torch.maximum(distance, stroke_distance(position, gap, half_width))
-    core = soft_edge(distance, 1.2)
-    lip = soft_edge(distance + 1.3, 1.5) * (1.0 - core)
-    dark = crop.pixels * (1.0 - min(1.0, 1.1 * strength))
-    pixels = torch.lerp(crop.pixels, dark, core) + 0.12 * strength * lip
+    distance = torch.full(crop.size, -10.0, device=scene.image.device)
+    for stroke in strokes:
+        window = _window_of(stroke, crop)
+        here, _ = stroke_distance(crop.ys[window[0]], crop.xs[:, window[1]], stroke)
+        distance[window] = torch.maximum(distance[window], here[0])
+    core = soft_edge(distance, 1.3)
+    lip = soft_edge(distance + 1.4, 1.6) * (1.0 - core)
+    dark = crop.pixels * (1.0 - 0.95 * min(1.0, 1.15 * strength))
+    pixels = torch.lerp(crop.pixels, dark, core) + 0.1 * strength * lip
     return Change(crop, pixels.clamp(0.0, 1.0), torch.maximum(core, lip).gt(0.0).float())
 
 
 def stain(scene: Scene) -> Change:
     """Semi-transparent coloured (on grey images: dark or light) patch with an uneven body and a dried rim."""
     rng, strength = scene.rng, scene.params.strength
-    crop, distance = _blob(scene, roughness=rng.uniform(0.15, 0.4))
+    crop, distance = scene.blob(scene.radius, roughness=rng.uniform(0.3, 0.6))
     radius = scene.radius
-    body = soft_edge(distance, max(1.5, rng.uniform(0.08, 0.5) * radius))
-    ring = torch.exp(-((distance - 0.06 * radius).abs() / max(1.0, 0.1 * radius))) * body
+    frayed = smooth_noise(crop.size, 0.2 * max(crop.size), scene.generator, scene.image.device)[0]
+    distance = distance + min(2.0, 0.08 * radius) * frayed
+    body = soft_edge(distance, max(1.5, rng.uniform(0.05, 0.5) * radius))
+    ring = torch.exp(-((distance - 0.08 * radius).abs() / max(1.0, 0.08 * radius))) * body
     patchy = smooth_noise(crop.size, rng.uniform(3.0, 7.0), scene.generator, scene.image.device)[0]
-    density = (body * (0.75 + 0.22 * patchy) + rng.uniform(0.0, 0.4) * ring).clamp(0.0, 1.0)
+    density = (body * (0.7 + 0.2 * patchy) + rng.uniform(0.0, 0.4) * ring).clamp(0.0, 1.0)
     paint = _paint(scene)
-    if rng.random() < 0.6:  # a film that lets the texture through: multiply
-        paint = crop.pixels * (0.25 + 0.75 * paint) if scene.luma > 0.25 else 0.5 * (crop.pixels + paint)
+    if rng.random() < 0.65:  # a film lets the texture through, a deposit covers it
+        film = crop.pixels * (0.3 + 0.7 * paint)
+        paint = film if scene.luma > 0.25 else 0.5 * (crop.pixels + paint)
     return Change(crop, paint.expand_as(crop.pixels).clamp(0.0, 1.0), density * min(1.0, 1.1 * strength))
 
 
@@ -124,7 +117,7 @@ def spot(scene: Scene) -> Change:
 def hole(scene: Scene) -> Change:
     """Pit: dark interior, deeper on the side away from the light, and a bright rim on the lit side."""
     rng, strength = scene.rng, scene.params.strength
-    crop, distance = _blob(scene, roughness=rng.uniform(0.08, 0.25))
+    crop, distance = scene.blob(scene.radius, roughness=rng.uniform(0.15, 0.45))
     radius = scene.radius
     light = rng.uniform(-math.pi, math.pi)
     facing = (math.sin(light) * crop.ys + math.cos(light) * crop.xs) / max(1.0, radius)
@@ -141,23 +134,6 @@ def hole(scene: Scene) -> Change:
     return Change(crop, pixels.clamp(0.0, 1.0), opacity)
 
 
-def _blob(scene: Scene, roughness: float) -> tuple[Crop, Tensor]:
-    """Crop and signed distance of a blob of the wanted area."""
-    elongation = scene.params.elongation
-    reach = scene.radius * (1.4 + roughness) * math.sqrt(elongation) + 3.0
-    crop = scene.crop(reach, reach)
-    distance = blob_distance(
-        crop.ys,
-        crop.xs,
-        scene.radius,
-        scene.rng,
-        elongation=elongation,
-        angle=scene.params.angle,
-        roughness=roughness,
-    )
-    return crop, distance
-
-
 def _paint(scene: Scene) -> Tensor:
     """Colour of a deposit, ``(3, 1, 1)``: dirt, rust, oil, ink or bright residue; grey on grey images."""
     dark = scene.darkens(0.65)
@@ -170,13 +146,44 @@ def _paint(scene: Scene) -> Tensor:
     return (torch.tensor(base, device=scene.image.device).view(3, 1, 1) + scene.tint(0.08)).clamp(0.0, 1.0)
 
 
-def _along(table: Tensor, position: Tensor) -> Tensor:
-    """Value of a per-point table at the nearest point of a stroke."""
-    return table[position.round().clamp(0, table.numel() - 1).long()]
+def _groove(scene: Scene, start: tuple[float, float], length: float, offsets: Tensor, width: float) -> Stroke:
+    """Stroke of a scratch: pointed ends, pressure that comes and goes."""
+    rng = scene.rng
+    begin, end = rng.uniform(0.0, 0.15), rng.uniform(0.85, 1.0)
+    at = ((torch.linspace(0.0, 1.0, POINTS) - begin) / (end - begin)).clamp(0.0, 1.0)
+    taper = (math.pi * at).sin().clamp(min=0.0).pow(0.5)
+    wobble = (1.0 + 0.4 * curve_noise(POINTS, 0.7, scene.generator)).clamp(0.4, 1.5)
+    pressure = (0.75 + 0.6 * curve_noise(POINTS, 0.6, scene.generator)).clamp(0.2, 1.0) * taper.sqrt()
+    angle = scene.params.angle + rng.uniform(-0.02, 0.02)
+    return Stroke(start, angle, length, offsets, 0.5 * width * taper * wobble, pressure)
 
 
-def _stroke_crop(scene: Scene, angle: float, length: float, margin: float) -> tuple[Crop, tuple[float, float]]:
+def _fissure(
+    scene: Scene, start: tuple[float, float], angle: float, length: float, wander: float, width: Tensor
+) -> Stroke:
+    """Stroke of a crack: a jagged centre line, ragged width, a pointed end."""
+    offsets = wander * curve_noise(POINTS, 0.7, scene.generator)
+    ragged = (1.0 + 0.6 * curve_noise(POINTS, 0.9, scene.generator)).clamp(0.35, 1.6)
+    tip = (torch.linspace(1.0, 0.0, POINTS) * 6.0).clamp(max=1.0)
+    return Stroke(start, angle, length, offsets, 0.5 * width * ragged * tip, torch.ones(POINTS))
+
+
+def _stroke_crop(scene: Scene, length: float, margin: float) -> tuple[Crop, tuple[float, float]]:
     """Crop that holds a stroke centred on the defect, and where the stroke starts."""
+    angle = scene.params.angle
     rise, run = 0.5 * length * math.sin(angle), 0.5 * length * math.cos(angle)
     crop = scene.crop(abs(rise) + margin + 3.0, abs(run) + margin + 3.0)
     return crop, (-rise, -run)
+
+
+def _window_of(stroke: Stroke, crop: Crop) -> tuple[slice, slice]:
+    """Part of the crop that a stroke can touch, so that a small branch costs little."""
+    margin = float(stroke.offsets.abs().max() + stroke.half_width.max()) + 5.0
+    end = stroke.at(1.0)
+
+    def span(first: float, last: float, origin: float, size: int) -> slice:
+        low, high = min(first, last) - margin - origin, max(first, last) + margin - origin
+        return slice(min(size - 1, max(0, int(low))), max(1, min(size, int(high) + 2)))
+
+    rows = span(stroke.start[0], end[0], crop.origin[0], crop.size[0])
+    return rows, span(stroke.start[1], end[1], crop.origin[1], crop.size[1])

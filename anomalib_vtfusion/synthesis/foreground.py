@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import kornia
 import torch
 from torch import Tensor
@@ -9,6 +11,9 @@ from torch.nn import functional as F
 
 WORKING_SIZE = 96
 """Longer side, in pixels, at which the object is looked for."""
+
+RIM = 3
+"""Frame, in pixels at that size, that is never called object."""
 
 
 @torch.no_grad()
@@ -25,43 +30,64 @@ def foreground_mask(images: Tensor) -> Tensor:
     Returns:
         Mask of {0, 1}, ``(B, 1, H, W)``, float32 on the device of ``images``.
     """
-    height, width = images.shape[-2:]
-    small = thumbnails(images)
-    mask = foreground_of_thumbnails(small)
-    if mask.shape[-2:] == (height, width):
-        return mask
-    return (F.interpolate(mask, size=(height, width), mode="bilinear") > 0.5).float()
+    mask, factor = foreground_of_thumbnails(thumbnails(images)), shrink_factor(images)
+    return enlarge(mask, factor, (images.shape[-2], images.shape[-1]))
+
+
+def shrink_factor(images: Tensor) -> int:
+    """Whole number by which images are shrunk to fit ``WORKING_SIZE``."""
+    return max(1, math.ceil(max(images.shape[-2:]) / WORKING_SIZE))
 
 
 def thumbnails(images: Tensor) -> Tensor:
-    """Area-averaged copies with at most ``WORKING_SIZE`` pixels on the longer side, ``(B, 3, h, w)`` float32."""
-    height, width = images.shape[-2:]
-    scale = WORKING_SIZE / max(height, width)
-    if scale >= 1.0:
+    """Copies averaged over squares of :func:`shrink_factor` pixels, ``(B, 3, h, w)`` float32."""
+    factor = shrink_factor(images)
+    if factor == 1:
         return images.float()
-    size = (max(8, round(height * scale)), max(8, round(width * scale)))
-    return F.interpolate(images.float(), size=size, mode="area")
+    return F.avg_pool2d(images.float(), factor, ceil_mode=True, count_include_pad=False)
+
+
+def enlarge(mask: Tensor, factor: int, size: tuple[int, int]) -> Tensor:
+    """Bring a mask of thumbnails to full size with smooth outlines, ``(B, 1, h, w)`` to ``(B, 1, *size)``."""
+    if factor == 1:
+        return mask
+    full = F.interpolate(mask, scale_factor=float(factor), mode="bilinear")
+    return (full[..., : size[0], : size[1]] > 0.5).float()
 
 
 def foreground_of_thumbnails(small: Tensor) -> Tensor:
     """:func:`foreground_mask` at the size of its argument, ``(B, 3, h, w)`` to ``(B, 1, h, w)``."""
     border = _border(small)
     colour = border.median(dim=-1).values
-    distance = (small - colour[:, :, None, None]).abs().amax(1)
+    distance = (small - _shaded(small, colour)).abs().amax(1)
     threshold, separation = _otsu(distance)
     raw = (distance > threshold[:, None, None]).float()[:, None]
 
     kernel = torch.ones(3, 3, device=small.device)
     mask = kornia.morphology.closing(raw, torch.ones(5, 5, device=small.device))
     mask = kornia.morphology.opening(mask, kernel)
+    # Shelves and vignetting at the rim of the image are no objects; an object that touches it loses a sliver only.
+    mask = F.pad(mask[..., RIM:-RIM, RIM:-RIM], (RIM, RIM, RIM, RIM))
 
     share = mask.mean((1, 2, 3))
-    at_border = _border(mask).mean((1, 2))
+    at_border = _border(raw).mean((1, 2))
     spread = (border - colour[:, :, None]).abs().mean((1, 2))
     is_object = (
         (share > 0.02) & (share < 0.9) & (at_border < 0.25) & (separation > 0.6) & (spread < 0.6 * threshold)
     ) & (threshold > 0.04)
     return torch.where(is_object[:, None, None, None], mask, torch.ones_like(mask))
+
+
+def _shaded(small: Tensor, colour: Tensor) -> Tensor:
+    """Background as it would look in the shadow that a pixel may lie in, ``(B, 3, h, w)``.
+
+    A shadow keeps the hue, so it is only told from an object on a background that has one; elsewhere the background is
+    its plain colour.
+    """
+    plain = colour[:, :, None, None].expand_as(small)
+    light = (small * plain).sum(1, keepdim=True) / plain.square().sum(1, keepdim=True).clamp(min=1e-4)
+    colourful = (colour.amax(1) - colour.amin(1) > 0.15)[:, None, None, None]
+    return torch.where(colourful, plain * light.clamp(0.5, 1.05), plain)
 
 
 def _border(values: Tensor) -> Tensor:

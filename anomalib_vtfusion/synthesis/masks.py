@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -156,17 +158,17 @@ def blob_distance(
         rng: Source of the harmonics.
         elongation: Length over width.
         angle: Direction of the long axis, in radians.
-        roughness: Relative amplitude of the outline's waves; 0 gives the ellipse.
+        roughness: Amplitude of the outline's waves; 0 gives the ellipse, 0.5 a ragged patch.
 
     Returns:
         Approximate distance in pixels, positive inside, ``(h, w)``.
     """
     order = torch.arange(2, 9, dtype=torch.float32)
-    amplitude = torch.tensor([rng.gauss(0.0, 1.0) for _ in range(7)]) * roughness / order.sqrt()
+    amplitude = torch.tensor([rng.gauss(0.0, 1.0) for _ in range(7)]) * roughness / order
     phase = torch.tensor([rng.uniform(0.0, 2.0 * math.pi) for _ in range(7)])
     turn = torch.linspace(-math.pi, math.pi, 129)
     outline = 1.0 + (amplitude[:, None] * torch.cos(order[:, None] * turn + phase[:, None])).sum(0)
-    outline = outline.clamp_(0.35, 2.0)
+    outline = outline.clamp_(0.5, 1.6)
     outline = outline * (radius / float(outline.square().mean().sqrt()))
 
     stretch = math.sqrt(elongation)
@@ -192,49 +194,62 @@ def rectangle_distance(ys: Tensor, xs: Tensor, height: float, width: float, angl
     return torch.minimum(width / 2.0 - along.abs(), height / 2.0 - across.abs())
 
 
-def stroke_coordinates(
-    ys: Tensor, xs: Tensor, start: tuple[float, float], angle: float, length: float, offsets: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Position along and signed distance from a curved centre line.
+@dataclass(frozen=True)
+class Stroke:
+    """Curved line of varying width, described over a straight axis.
 
-    The centre line is ``start + t * direction + offsets[t] * normal``: a function over a straight axis, so one look-up
-    a pixel replaces the distance to every segment of a polyline.
+    The centre line is ``start + t * direction + offsets[t] * normal``; as a function over an axis it needs one look-up
+    a pixel instead of a distance to every segment of a polyline. All tables have the same length and lie on the CPU.
+
+    Attributes:
+        start: Row and column where the axis begins, in pixels.
+        angle: Direction of the axis, in radians.
+        length: Length of the axis, in pixels.
+        offsets: Centre line beside the axis, in pixels, ``(points,)``.
+        half_width: Half the width along the stroke, in pixels, ``(points,)``.
+        pressure: Intensity along the stroke, in [0, 1], ``(points,)``.
+    """
+
+    start: tuple[float, float]
+    angle: float
+    length: float
+    offsets: Tensor
+    half_width: Tensor
+    pressure: Tensor
+
+    def at(self, fraction: float) -> tuple[float, float]:
+        """Row and column of the centre line at a fraction of the length."""
+        along = fraction * self.length
+        across = float(self.offsets[round(fraction * (self.offsets.numel() - 1))])
+        cos, sin = math.cos(self.angle), math.sin(self.angle)
+        return self.start[0] + along * sin + across * cos, self.start[1] + along * cos - across * sin
+
+
+def stroke_distance(ys: Tensor, xs: Tensor, stroke: Stroke, shifts: Sequence[float] = (0.0,)) -> tuple[Tensor, Tensor]:
+    """Signed distance to a stroke, and to copies of it moved sideways.
 
     Args:
         ys: Row coordinates in pixels, ``(h, 1)``.
         xs: Column coordinates in pixels, ``(1, w)``.
-        start: Row and column where the stroke begins.
-        angle: Direction of the axis, in radians.
-        length: Length of the axis in pixels.
-        offsets: Centre line beside the axis, in pixels, ``(points,)``, on the device of ``ys``.
+        stroke: The stroke.
+        shifts: Sideways moves in pixels.
 
     Returns:
-        Position in units of ``points - 1`` (unclamped, below 0 before the start) and distance across in pixels with
-        its sign, each ``(h, w)``.
+        Distances in pixels, positive inside, ``(len(shifts), h, w)``, and the pressure at each pixel, ``(h, w)``.
     """
-    scale = (offsets.numel() - 1) / length
-    dy, dx = ys - start[0], xs - start[1]
-    along = (math.cos(angle) * dx + math.sin(angle) * dy) * scale
-    across = math.cos(angle) * dy - math.sin(angle) * dx
-    slope = torch.gradient(offsets)[0] * scale
-    at = along.clamp(0.0, offsets.numel() - 1.0)
+    scale = (stroke.offsets.numel() - 1) / stroke.length
     # A vertical gap to a steep curve overstates the distance by the secant of the slope.
-    gap = (across - look_up(offsets, at)) * look_up(torch.rsqrt(1.0 + slope.square()), at)
-    return along, gap
-
-
-def stroke_distance(position: Tensor, gap: Tensor, half_width: Tensor) -> Tensor:
-    """Signed distance to a stroke of varying width, negative beyond both ends.
-
-    Args:
-        position: First result of :func:`stroke_coordinates`, ``(h, w)``.
-        gap: Second result of :func:`stroke_coordinates`, ``(h, w)``.
-        half_width: Half the width along the stroke in pixels, ``(points,)``.
-    """
-    last = half_width.numel() - 1.0
-    inside = look_up(half_width, position.clamp(0.0, last)) - gap.abs()
-    beyond = torch.maximum(-position, position - last)
-    return torch.where(beyond > 0.0, inside.clamp(max=0.0) - 1.0, inside)
+    secant = torch.rsqrt(1.0 + (torch.gradient(stroke.offsets)[0] * scale).square())
+    tables = torch.stack([stroke.offsets, secant, stroke.half_width, stroke.pressure]).to(ys.device)
+    cos, sin = math.cos(stroke.angle), math.sin(stroke.angle)
+    dy, dx = ys - stroke.start[0], xs - stroke.start[1]
+    along, across = cos * dx + sin * dy, cos * dy - sin * dx
+    nearest = (along * scale).round_().clamp_(0, stroke.offsets.numel() - 1).long()
+    offset, straighten, half_width, pressure = tables[:, nearest]
+    gap = (across - offset) * straighten
+    beyond = (along - stroke.length / 2.0).abs_().sub_(stroke.length / 2.0).clamp_(min=0.0)
+    distance = torch.stack([half_width - (gap - shift).abs() - beyond for shift in shifts])
+    return distance, pressure
 
 
 def look_up(table: Tensor, position: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anomalib_vtfusion.synthesis.masks import seeded
+from anomalib_vtfusion.synthesis.masks import blob_distance, seeded
 
 GREY_CHROMA = 0.02
 """Mean spread between colour channels below which an image counts as grey: its defects are grey too."""
@@ -53,6 +53,7 @@ class Crop:
         pixels: The window, ``(3, h, w)``.
         ys: Row coordinates relative to the defect's centre in pixels, ``(h, 1)``.
         xs: Column coordinates relative to the defect's centre in pixels, ``(1, w)``.
+        origin: First row and column coordinate, known without reading from the device.
     """
 
     rows: slice
@@ -60,6 +61,7 @@ class Crop:
     pixels: Tensor
     ys: Tensor
     xs: Tensor
+    origin: tuple[float, float]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -140,7 +142,31 @@ class Scene:
         device = self.image.device
         ys = torch.arange(rows.start, rows.stop, device=device, dtype=torch.float32)[:, None] - self.centre[0]
         xs = torch.arange(cols.start, cols.stop, device=device, dtype=torch.float32)[None] - self.centre[1]
-        return Crop(rows, cols, self.image[:, rows, cols], ys, xs)
+        origin = (rows.start - self.centre[0], cols.start - self.centre[1])
+        return Crop(rows, cols, self.image[:, rows, cols], ys, xs, origin)
+
+    def blob(self, radius: float, *, roughness: float = 0.3) -> tuple[Crop, Tensor]:
+        """Crop around, and signed distance to, an irregular outline with this defect's elongation and angle.
+
+        Args:
+            radius: Radius in pixels of the disc of equal area.
+            roughness: See :func:`blob_distance`.
+        """
+        params = self.params
+        stretch = math.sqrt(params.elongation)
+        long, short = radius * stretch * (1.0 + roughness), radius / stretch * (1.0 + roughness)
+        cos, sin = math.cos(params.angle), math.sin(params.angle)
+        crop = self.crop(math.hypot(long * sin, short * cos) + 3.0, math.hypot(long * cos, short * sin) + 3.0)
+        distance = blob_distance(
+            crop.ys,
+            crop.xs,
+            radius,
+            self.rng,
+            elongation=params.elongation,
+            angle=params.angle,
+            roughness=roughness,
+        )
+        return crop, distance
 
     def tint(self, spread: float) -> Tensor:
         """Random deviation per colour channel in ``[-spread, spread]``, ``(3, 1, 1)``; zero for grey images."""
@@ -157,8 +183,9 @@ class Scene:
         return self.luma > 0.72 or chance < bias
 
     def donor(self) -> Tensor:
-        """Another image of the batch, or the image's own clean version, ``(3, H, W)``."""
-        return self.donors[self.rng.randrange(self.donors.shape[0])]
+        """Another image of the batch, or the image's own clean version, ``(3, H, W)``; grey for grey images."""
+        chosen = self.donors[self.rng.randrange(self.donors.shape[0])]
+        return chosen.mean(0, keepdim=True).expand_as(chosen) if self.grey else chosen
 
     def sample(self, source: Tensor, crop: Crop, *, angle: float, zoom: float, at: tuple[float, float]) -> Tensor:
         """Rotated and zoomed view of ``source`` for the crop, reflected at its border.

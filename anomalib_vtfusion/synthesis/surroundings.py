@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anomalib_vtfusion.synthesis.foreground import foreground_of_thumbnails, thumbnails
+from anomalib_vtfusion.synthesis.foreground import enlarge, foreground_of_thumbnails, shrink_factor, thumbnails
 from anomalib_vtfusion.synthesis.masks import seeded
 from anomalib_vtfusion.synthesis.scene import GREY_CHROMA
 
@@ -19,7 +19,6 @@ class Surroundings:
         images: RGB in [0, 1], ``(B, 3, H, W)`` float32.
 
     Attributes:
-        reach: Slightly dilated foreground, where defects may show, ``(B, 1, H, W)`` of {0, 1}.
         grey: Per image, whether it looks grey.
         has_background: Per image, whether it shows an object before a background.
     """
@@ -30,8 +29,8 @@ class Surroundings:
         self._foreground = foreground_of_thumbnails(self._small)
         self._filled: dict[int, Tensor] = {}
 
-        grown = F.max_pool2d(self._foreground, 3, stride=1, padding=1)
-        self.reach = (F.interpolate(grown, size=self.size, mode="bilinear") > 0.5).float()
+        self._factor = shrink_factor(images)
+        self._reach: dict[int, Tensor] = {}
 
         inner = -F.max_pool2d(-self._foreground, 5, stride=1, padding=2)
         chroma = (self._small.amax(1) - self._small.amin(1)).mean((1, 2))
@@ -58,19 +57,28 @@ class Surroundings:
             if rank < 0.5 and len(self._edge_pixels[image]):
                 pixels = self._edge_pixels[image]
             rank = (2.0 * rank) % 1.0
-        height, width = self._luma.shape[-2:]
+        width = self._luma.shape[-1]
         at = int(pixels[min(int(rank * len(pixels)), len(pixels) - 1)])
         # Sub-cell position from the rank's remainder, so that centres do not sit on the thumbnail's lattice.
         rest = (rank * len(pixels)) % 1.0
-        row = (at // width + rest) * self.size[0] / height
-        col = (at % width + (rest * 7.0) % 1.0) * self.size[1] / width
+        row = (at // width + rest) * self._factor
+        col = (at % width + (rest * 7.0) % 1.0) * self._factor
         return min(row, self.size[0] - 1.0), min(col, self.size[1] - 1.0)
 
     def luma_at(self, image: int, centre: tuple[float, float]) -> float:
         """Mean luminance in [0, 1] around a place given in pixels."""
         height, width = self._luma.shape[-2:]
-        row, col = int(centre[0] * height / self.size[0]), int(centre[1] * width / self.size[1])
+        row, col = int(centre[0] / self._factor), int(centre[1] / self._factor)
         return float(self._luma[image, min(row, height - 1), min(col, width - 1)])
+
+    def reach(self, image: int) -> Tensor | None:
+        """Slightly dilated foreground, where defects may show, ``(H, W)`` of {0, 1}; None for everywhere."""
+        if not self.has_background[image]:
+            return None
+        if image not in self._reach:
+            grown = F.max_pool2d(self._foreground[image : image + 1], 3, stride=1, padding=1)
+            self._reach[image] = enlarge(grown, self._factor, self.size)[0, 0]
+        return self._reach[image]
 
     def fill(self, image: int, rows: slice, cols: slice, seed: int) -> Tensor:
         """What lies behind the object on a crop: smoothed background, or smoothed surroundings of a texture.

@@ -19,6 +19,9 @@ from anomalib_vtfusion.synthesis.textures import TextureFolder
 VISIBLE = 0.02
 """Change (largest over the channels, images in [0, 1]) from which a pixel counts as anomalous: five grey levels."""
 
+CROWD = 3.5 / 25.0
+"""Share of changed pixels among its 5 x 5 neighbours from which a changed pixel is kept."""
+
 
 @dataclass(frozen=True)
 class SynthesisParams:
@@ -155,7 +158,7 @@ class AnomalySynthesizer(nn.Module):
             msg = f"parameters were sampled for (B, H, W) = {params.shape}, but the images are {shape}"
             raise ValueError(msg)
         with torch.autocast(images.device.type, enabled=False):
-            return self._apply(images.float(), params)
+            return self._draw(images.float(), params)
 
     def forward(self, images: Tensor, generator: torch.Generator) -> SyntheticBatch:
         """Sample for the images' shape, then apply.
@@ -166,23 +169,28 @@ class AnomalySynthesizer(nn.Module):
         """
         return self.apply(images, self.sample((images.shape[0], images.shape[2], images.shape[3]), generator))
 
-    def _apply(self, images: Tensor, params: SynthesisParams) -> SyntheticBatch:
+    def _draw(self, images: Tensor, params: SynthesisParams) -> SyntheticBatch:
         changed = images.clone()
-        touched = torch.zeros_like(images[:, :1], dtype=torch.bool)
+        masks = torch.zeros_like(images[:, 0], dtype=torch.bool)
         families = ["clean"] * images.shape[0]
         around = Surroundings(images)
         for defect in params.defects:
             scene = self._scene(changed, images, around, defect)
             change = DEFECT_FUNCTIONS[defect.family](scene)
             rows, cols = change.crop.rows, change.crop.cols
-            opacity = change.opacity * around.reach[defect.image, 0, rows, cols]
-            changed[defect.image, :, rows, cols] = torch.lerp(change.crop.pixels, change.pixels, opacity)
-            touched[defect.image, 0, rows, cols] |= opacity > 0.0
+            opacity, reach = change.opacity, around.reach(defect.image)
+            if reach is not None:
+                opacity = opacity * reach[rows, cols]
+            before, touched = images[defect.image, :, rows, cols], masks[defect.image, rows, cols] | (opacity > 0.0)
+            after = torch.lerp(change.crop.pixels, change.pixels, opacity)
+            # Judged against the clean image on the whole crop, so that overlapping defects stay consistent.
+            seen = _visible(before, after, touched)
+            masks[defect.image, rows, cols] = seen
+            changed[defect.image, :, rows, cols] = torch.where(seen, after, before)
             families[defect.image] = defect.family
-        masks = _visible(images, changed, touched)
         labels = masks.flatten(1).any(1)
         families = [name if seen else "clean" for name, seen in zip(families, labels.tolist(), strict=True)]
-        return SyntheticBatch(torch.where(masks, changed, images), masks.float(), labels.float(), tuple(families))
+        return SyntheticBatch(changed, masks[:, None].float(), labels.float(), tuple(families))
 
     def _scene(self, changed: Tensor, images: Tensor, around: Surroundings, defect: DefectParams) -> Scene:
         centre = around.place(defect.image, defect.place, at_edge=defect.family == "missing")
@@ -201,11 +209,14 @@ class AnomalySynthesizer(nn.Module):
 
 
 def _visible(before: Tensor, after: Tensor, touched: Tensor) -> Tensor:
-    """Mask of visible change, bool ``(B, 1, H, W)``; pinholes where old and new happen to agree are closed."""
-    seen = ((after - before).abs().amax(1, keepdim=True) > VISIBLE).float()
-    grown = F.max_pool2d(seen, 3, stride=1, padding=1)
-    closed = -F.max_pool2d(-grown, 3, stride=1, padding=1)
-    return (closed > 0.5) & touched
+    """Mask of visible change, bool ``(h, w)``, from images ``(3, h, w)``.
+
+    Pinholes where old and new happen to agree are closed; single specks, which noise makes, are dropped.
+    """
+    seen = ((after - before).abs().amax(0, keepdim=True) > VISIBLE).float()
+    closed = -F.max_pool2d(-F.max_pool2d(seen, 3, stride=1, padding=1), 3, stride=1, padding=1)
+    crowd = F.avg_pool2d(closed, 5, stride=1, padding=2)
+    return (closed[0] > 0.5) & (crowd[0] > CROWD) & touched
 
 
 def _check_families(families: Sequence[str] | None) -> tuple[str, ...]:

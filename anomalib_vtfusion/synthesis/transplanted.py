@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from anomalib_vtfusion.synthesis.masks import blob_distance, fractal_noise, rectangle_distance, soft_edge
+from anomalib_vtfusion.synthesis.masks import fractal_noise, rectangle_distance, soft_edge
 from anomalib_vtfusion.synthesis.poisson import poisson_blend
 from anomalib_vtfusion.synthesis.scene import Change, Crop, Scene
 
@@ -60,12 +60,7 @@ def scar(scene: Scene) -> Change:
 
 def poisson(scene: Scene) -> Change:
     """Patch of this or another image, resized and cloned without a seam."""
-    radius = max(2.5, scene.radius)
-    reach = radius * 1.7 * math.sqrt(scene.params.elongation) + 3.0
-    crop = scene.crop(reach, reach)
-    distance = blob_distance(
-        crop.ys, crop.xs, radius, scene.rng, elongation=scene.params.elongation, angle=scene.params.angle
-    )
+    crop, distance = scene.blob(max(2.5, scene.radius), roughness=0.4)
     inside = distance > 0.0
     zoom = scene.rng.uniform(0.6, 1.6)
     angle = scene.rng.uniform(-math.pi, math.pi)
@@ -115,8 +110,8 @@ def _foreign_texture(scene: Scene, crop: Crop) -> Tensor:
     if not scene.grey:
         order = rng.sample((0, 1, 2), 3)
         texture = texture[order]
-    if rng.random() < 0.4:
+    if rng.random() < 0.25:
         texture = 1.0 - texture
     mean = texture.mean((1, 2), keepdim=True)
-    target = (mean + rng.uniform(-0.3, 0.3) + scene.tint(0.15)).clamp(0.1, 0.9)
-    return ((texture - mean) * rng.uniform(1.2, 3.0) + target).clamp(0.0, 1.0)
+    target = (mean + rng.uniform(-0.3, 0.3) + scene.tint(0.12)).clamp(0.1, 0.9)
+    return ((texture - mean) * rng.uniform(1.0, 2.2) + target).clamp(0.0, 1.0)
