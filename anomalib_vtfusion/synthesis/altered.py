@@ -16,7 +16,7 @@ from anomalib_vtfusion.synthesis.scene import Change, Crop, Scene
 def blur(scene: Scene) -> Change:
     """Local loss of sharpness."""
     crop, opacity = _soft_blob(scene, softness=0.3)
-    sigma = (0.006 + 0.02 * scene.params.strength) * scene.side
+    sigma = (0.008 + 0.027 * scene.params.strength) * scene.side
     size = 2 * math.ceil(2.0 * sigma) + 1
     size = min(size, 2 * ((min(crop.size) - 1) // 2) + 1)
     blurred = kornia.filters.gaussian_blur2d(crop.pixels[None], size, (sigma, sigma), border_type="replicate")[0]
@@ -78,11 +78,16 @@ def dent(scene: Scene) -> Change:
 
 def missing(scene: Scene) -> Change:
     """A part is gone: what lies behind (background, or the smoothed surroundings) shows through."""
+    rng = scene.rng
     crop, distance = scene.blob(scene.radius, roughness=0.5)
     ragged = smooth_noise(crop.size, 0.25 * max(crop.size), scene.generator, scene.image.device)[0]
     distance = distance + min(1.5, 0.06 * scene.radius) * ragged
+    behind = scene.fill(crop)
+    if not scene.has_background:  # a chipped surface is darker or, freshly broken, brighter than around
+        behind = behind * (1.0 + rng.choice((-0.45, 0.35)) * rng.random())
     # The broken edge throws a narrow shadow on what lies behind.
-    behind = scene.fill(crop) * (1.0 - 0.3 * torch.exp(-distance.clamp(min=0.0) / (0.008 * scene.side)))
+    behind = behind * (1.0 - 0.3 * torch.exp(-distance.clamp(min=0.0) / (0.008 * scene.side)))
+    behind = behind.clamp(0.0, 1.0)
     return Change(crop, behind, soft_edge(distance, 1.3) * min(1.0, 1.6 * scene.params.strength))
 
 

@@ -80,7 +80,7 @@ def crack(scene: Scene) -> Change:
 def stain(scene: Scene) -> Change:
     """Semi-transparent coloured (on grey images: dark or light) patch with an uneven body and a dried rim."""
     rng, strength = scene.rng, scene.params.strength
-    crop, distance = scene.blob(scene.radius, roughness=rng.uniform(0.3, 0.6))
+    crop, distance = scene.blob(scene.radius, roughness=rng.uniform(0.3, 0.8))
     radius = scene.radius
     frayed = smooth_noise(crop.size, 0.2 * max(crop.size), scene.generator, scene.image.device)[0]
     distance = distance + min(2.0, 0.08 * radius) * frayed
@@ -88,10 +88,10 @@ def stain(scene: Scene) -> Change:
     ring = torch.exp(-((distance - 0.08 * radius).abs() / max(1.0, 0.08 * radius))) * body
     patchy = smooth_noise(crop.size, rng.uniform(3.0, 7.0), scene.generator, scene.image.device)[0]
     density = (body * (0.7 + 0.2 * patchy) + rng.uniform(0.0, 0.4) * ring).clamp(0.0, 1.0)
-    paint = _paint(scene)
+    paint, paint_luma = _paint(scene)
     if rng.random() < 0.65:  # a film lets the texture through, a deposit covers it
-        film = crop.pixels * (0.3 + 0.7 * paint)
-        paint = film if scene.luma > 0.25 else 0.5 * (crop.pixels + paint)
+        dark = paint_luma < scene.luma
+        paint = crop.pixels * (0.3 + 0.7 * paint) if dark else 0.5 * (crop.pixels + paint)
     return Change(crop, paint.expand_as(crop.pixels).clamp(0.0, 1.0), density * min(1.0, 1.1 * strength))
 
 
@@ -110,14 +110,14 @@ def spot(scene: Scene) -> Change:
             crop.ys - dy, crop.xs - dx, size, rng, elongation=rng.uniform(1.0, 1.4), angle=dy, roughness=0.1
         )
         opacity = torch.maximum(opacity, soft_edge(distance, 1.0 + 0.4 * size))
-    pixels = _paint(scene).expand_as(crop.pixels)
+    pixels = _paint(scene)[0].expand_as(crop.pixels)
     return Change(crop, pixels, opacity * min(1.0, 1.2 * strength))
 
 
 def hole(scene: Scene) -> Change:
     """Pit: dark interior, deeper on the side away from the light, and a bright rim on the lit side."""
     rng, strength = scene.rng, scene.params.strength
-    crop, distance = scene.blob(scene.radius, roughness=rng.uniform(0.15, 0.45))
+    crop, distance = scene.blob(scene.radius, roughness=rng.uniform(0.1, 0.6))
     radius = scene.radius
     light = rng.uniform(-math.pi, math.pi)
     facing = (math.sin(light) * crop.ys + math.cos(light) * crop.xs) / max(1.0, radius)
@@ -128,22 +128,23 @@ def hole(scene: Scene) -> Change:
     depth = (0.16 + 0.18 * wall * (0.5 + 0.5 * facing) + 0.05 * grain).clamp(0.0, 1.0)
     interior = around * depth * rng.uniform(0.6, 1.2)
     rim = torch.exp(-(distance + 1.0).abs() / max(0.7, 0.1 * radius)) * (1.0 - inside)
-    lit = rim * (0.25 * facing.clamp(-1.0, 1.0) + 0.05)
+    lit = rim * 0.2 * facing.clamp(-0.6, 1.0)
     pixels = torch.lerp(crop.pixels + lit, interior, inside)
     opacity = torch.maximum(inside, (rim > 0.05).float()) * min(1.0, 1.2 * strength)
     return Change(crop, pixels.clamp(0.0, 1.0), opacity)
 
 
-def _paint(scene: Scene) -> Tensor:
-    """Colour of a deposit, ``(3, 1, 1)``: dirt, rust, oil, ink or bright residue; grey on grey images."""
+def _paint(scene: Scene) -> tuple[Tensor, float]:
+    """Colour of a deposit, ``(3, 1, 1)``, and its luminance: dirt, rust, oil, ink or bright residue; grey on grey."""
     dark = scene.darkens(0.65)
     if scene.grey:
         value = scene.rng.uniform(0.0, 0.18) if dark else scene.rng.uniform(0.8, 1.0)
-        return torch.full((3, 1, 1), value, device=scene.image.device)
+        return torch.full((3, 1, 1), value, device=scene.image.device), value
     darks = ((0.22, 0.14, 0.08), (0.45, 0.22, 0.08), (0.1, 0.1, 0.1), (0.05, 0.2, 0.35), (0.6, 0.05, 0.08))
     lights = ((0.95, 0.95, 0.92), (0.9, 0.85, 0.65), (0.75, 0.82, 0.95), (0.85, 0.25, 0.2), (0.3, 0.7, 0.4))
     base = scene.rng.choice(darks if dark else lights)
-    return (torch.tensor(base, device=scene.image.device).view(3, 1, 1) + scene.tint(0.08)).clamp(0.0, 1.0)
+    paint = torch.tensor(base, device=scene.image.device).view(3, 1, 1) + scene.tint(0.08)
+    return paint.clamp(0.0, 1.0), sum(base) / 3.0
 
 
 def _groove(scene: Scene, start: tuple[float, float], length: float, offsets: Tensor, width: float) -> Stroke:

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-WORKING_SIZE = 96
+WORKING_SIZE = 64
 """Longer side, in pixels, at which the object is looked for."""
 
-RIM = 3
+RIM = 2
 """Frame, in pixels at that size, that is never called object."""
+
+LOWERED = 0.6
+"""Factor on Otsu's threshold before a quiet background that has a colour."""
 
 
 @torch.no_grad()
@@ -51,7 +54,8 @@ def enlarge(mask: Tensor, factor: int, size: tuple[int, int]) -> Tensor:
     """Bring a mask of thumbnails to full size with smooth outlines, ``(B, 1, h, w)`` to ``(B, 1, *size)``."""
     if factor == 1:
         return mask
-    full = F.interpolate(mask, scale_factor=float(factor), mode="bilinear")
+    rounded = F.avg_pool2d(mask, 3, stride=1, padding=1, count_include_pad=False)
+    full = F.interpolate(rounded, scale_factor=float(factor), mode="bilinear")
     return (full[..., : size[0], : size[1]] > 0.5).float()
 
 
@@ -60,7 +64,10 @@ def foreground_of_thumbnails(small: Tensor) -> Tensor:
     border = _border(small)
     colour = border.median(dim=-1).values
     distance = (small - _shaded(small, colour)).abs().amax(1)
+    spread = (border - colour[:, :, None]).abs().mean((1, 2))
     threshold, separation = _otsu(distance)
+    # Otsu splits bright from faint parts of an object as well; where shadows are known, the threshold can be lower.
+    threshold = torch.where(_colourful(colour) & (spread < 0.35 * threshold), LOWERED * threshold, threshold)
     raw = (distance > threshold[:, None, None]).float()[:, None]
 
     kernel = torch.ones(3, 3, device=small.device)
@@ -71,7 +78,6 @@ def foreground_of_thumbnails(small: Tensor) -> Tensor:
 
     share = mask.mean((1, 2, 3))
     at_border = _border(raw).mean((1, 2))
-    spread = (border - colour[:, :, None]).abs().mean((1, 2))
     is_object = (
         (share > 0.02) & (share < 0.9) & (at_border < 0.25) & (separation > 0.6) & (spread < 0.6 * threshold)
     ) & (threshold > 0.04)
@@ -86,8 +92,12 @@ def _shaded(small: Tensor, colour: Tensor) -> Tensor:
     """
     plain = colour[:, :, None, None].expand_as(small)
     light = (small * plain).sum(1, keepdim=True) / plain.square().sum(1, keepdim=True).clamp(min=1e-4)
-    colourful = (colour.amax(1) - colour.amin(1) > 0.15)[:, None, None, None]
-    return torch.where(colourful, plain * light.clamp(0.5, 1.05), plain)
+    return torch.where(_colourful(colour)[:, None, None, None], plain * light.clamp(0.6, 1.0), plain)
+
+
+def _colourful(colour: Tensor) -> Tensor:
+    """Whether a background colour ``(B, 3)`` has a clear hue, bool ``(B,)``."""
+    return colour.amax(1) - colour.amin(1) > 0.15
 
 
 def _border(values: Tensor) -> Tensor:

@@ -82,14 +82,16 @@ def fractal_noise(
     Returns:
         Noise of about unit range around zero, ``(count, H, W)``.
     """
-    total = torch.zeros(count, *size, device=device)
+    # Noise without detail finer than a few pixels loses nothing by being drawn smaller and enlarged.
+    working = (min(size[0], 64), min(size[1], 64))
+    total = torch.zeros(count, *working, device=device)
     for octave in range(octaves):
         fine = cells * 2**octave
         angles = lattice_angles(count, (fine, fine), generator)
-        if octave and fine * 2 > min(size):
+        if octave and fine * 2 > min(working):
             continue
-        total += perlin_noise(size, angles.to(device)) * 0.5**octave
-    return total
+        total += perlin_noise(working, angles.to(device)) * 0.5**octave
+    return total if working == size else F.interpolate(total[None], size=size, mode="bilinear")[0]
 
 
 def smooth_noise(
@@ -148,14 +150,14 @@ def blob_distance(
 ) -> Tensor:
     """Signed distance to an irregular closed outline around the origin.
 
-    The outline is an ellipse whose radius is modulated by harmonics with 1/k amplitudes (low-frequency noise on a
+    The outline is an ellipse whose radius is modulated by harmonics of falling amplitude (low-frequency noise on a
     circle). Its area is about ``pi * radius ** 2`` whatever the roughness and elongation.
 
     Args:
         ys: Row coordinates in pixels, ``(h, 1)``.
         xs: Column coordinates in pixels, ``(1, w)``.
         radius: Radius of the circle of equal area, in pixels.
-        rng: Source of the harmonics.
+        rng: Source of the harmonics' phases.
         elongation: Length over width.
         angle: Direction of the long axis, in radians.
         roughness: Amplitude of the outline's waves; 0 gives the ellipse, 0.5 a ragged patch.
@@ -163,9 +165,10 @@ def blob_distance(
     Returns:
         Approximate distance in pixels, positive inside, ``(h, w)``.
     """
-    order = torch.arange(2, 9, dtype=torch.float32)
-    amplitude = torch.tensor([rng.gauss(0.0, 1.0) for _ in range(7)]) * roughness / order
-    phase = torch.tensor([rng.uniform(0.0, 2.0 * math.pi) for _ in range(7)])
+    order = torch.arange(2, 14, dtype=torch.float32)
+    # Fixed amplitudes and free phases: with free amplitudes one wave may dominate, and blobs become clover leaves.
+    amplitude = roughness * order**-1.4
+    phase = torch.tensor([rng.uniform(0.0, 2.0 * math.pi) for _ in range(len(order))])
     turn = torch.linspace(-math.pi, math.pi, 129)
     outline = 1.0 + (amplitude[:, None] * torch.cos(order[:, None] * turn + phase[:, None])).sum(0)
     outline = outline.clamp_(0.5, 1.6)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def poisson_blend(source: Tensor, target: Tensor, inside: Tensor, iterations: int = 14) -> Tensor:
+def poisson_blend(source: Tensor, target: Tensor, inside: Tensor, iterations: int = 8) -> Tensor:
     """Seamlessly clone ``source`` into ``target`` (Perez et al., "Poisson Image Editing", 2003).
 
     Solves for the smooth correction that makes the source meet the target on the outline: zero Laplacian inside,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -137,19 +138,34 @@ class AnomalySynthesizer(nn.Module):
                 )
         return SynthesisParams(shape=(shape[0], shape[1], shape[2]), defects=tuple(defects))
 
+    @overload  # type: ignore[override]
+    def apply(self, images: Tensor, params: SynthesisParams) -> SyntheticBatch: ...
+
+    @overload
+    def apply(self, images: Callable[[nn.Module], None]) -> AnomalySynthesizer: ...
+
     @torch.no_grad()
-    def apply(self, images: Tensor, params: SynthesisParams) -> SyntheticBatch:
+    def apply(
+        self, images: Tensor | Callable[[nn.Module], None], params: SynthesisParams | None = None
+    ) -> SyntheticBatch | AnomalySynthesizer:
         """Apply sampled defects. Deterministic: the same arguments give the same result.
 
-        Computed in float32, also inside an autocast context.
+        Computed in float32, also inside an autocast context. A function alone is handed to ``nn.Module.apply``, so
+        that ``apply`` on a model which holds a synthesizer keeps working.
 
         Args:
             images: Normal images, RGB in [0, 1], ``(B, 3, H, W)``.
             params: Result of :meth:`sample` for this shape.
 
         Raises:
+            TypeError: If images come without parameters.
             ValueError: If the images are not ``(B, 3, H, W)`` or the parameters were sampled for another shape.
         """
+        if not isinstance(images, Tensor):
+            return super().apply(images)
+        if params is None:
+            msg = "apply(images, params) needs the parameters that sample() returned"
+            raise TypeError(msg)
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             msg = f"images must be floating point (B, 3, H, W) in [0, 1], got {images.dtype} {tuple(images.shape)}"
             raise ValueError(msg)
@@ -213,10 +229,17 @@ def _visible(before: Tensor, after: Tensor, touched: Tensor) -> Tensor:
 
     Pinholes where old and new happen to agree are closed; single specks, which noise makes, are dropped.
     """
-    seen = ((after - before).abs().amax(0, keepdim=True) > VISIBLE).float()
-    closed = -F.max_pool2d(-F.max_pool2d(seen, 3, stride=1, padding=1), 3, stride=1, padding=1)
-    crowd = F.avg_pool2d(closed, 5, stride=1, padding=2)
-    return (closed[0] > 0.5) & (crowd[0] > CROWD) & touched
+    seen = (after - before).abs().amax(0) > VISIBLE
+    closed = ~_dilated(~_dilated(seen)) & touched
+    crowd = F.avg_pool2d(closed[None].float(), 5, stride=1, padding=2)
+    return closed & (crowd[0] > CROWD)
+
+
+def _dilated(mask: Tensor) -> Tensor:
+    """Dilate a bool mask ``(h, w)`` by a 3 x 3 square; shifts are faster than pooling on small crops."""
+    wide = F.pad(mask, (1, 1, 1, 1))
+    rows = wide[:-2] | wide[1:-1] | wide[2:]
+    return rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]
 
 
 def _check_families(families: Sequence[str] | None) -> tuple[str, ...]:
