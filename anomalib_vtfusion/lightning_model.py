@@ -1,0 +1,407 @@
+"""VTFusion in Anomalib: wires the torch model, the synthesizer and the losses to the trainer."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from anomalib import LearningType
+from anomalib.data import AnomalibDataModule, Batch, ImageBatch
+from anomalib.data.utils import ValSplitMode
+from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Score
+from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from torch import Tensor
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+from anomalib_vtfusion.components.encoders import VisionTextEncoder
+from anomalib_vtfusion.components.feature_noise import sample_feature_noise
+from anomalib_vtfusion.data.references import References, choose_references
+from anomalib_vtfusion.loss import VTFusionLoss
+from anomalib_vtfusion.post_processor import FewShotPostProcessor
+from anomalib_vtfusion.prompting import ANOMALOUS_STATES, NORMAL_STATES, build_prompts, clean_class_name
+from anomalib_vtfusion.synthesis import AnomalySynthesizer
+from anomalib_vtfusion.synthesis.views import ViewSampler, reference_views
+from anomalib_vtfusion.torch_model import Components, VTFusionModel
+
+logger = logging.getLogger(__name__)
+
+# Views of the references that thresholds and statistics are measured on, at least.
+CALIBRATION_VIEWS = 16
+LIGHTNING_MAX_EPOCHS = 1000
+LIGHTNING_SANITY_STEPS = 2
+
+
+class VTFusion(AnomalibModule):
+    """Few-shot anomaly detection from a handful of normal images and the name of the part.
+
+    Args:
+        class_name: What the images show, for the text prompts. None takes the datamodule's category.
+        k_shot: Number of normal training images to use as references; None for all.
+        few_shot_source: Folder of normal images to use instead of the datamodule's training images.
+        encoder: open_clip model name, ``vtfusion-tiny`` (shipped, needs no download) or ``local-dir:PATH``.
+        weights: Tag or file of the encoder's weights; None for the encoder's default, "" for random ones.
+        layers: Layers of the image tower to use; None for the tower's default.
+        image_size: Side or (height, width) that images are resized to; None for the encoder's own.
+        normal_prompts: Phrases of the normal state instead of the built-in ensemble; ``{}`` stands for the class name.
+        anomaly_prompts: Phrases of the anomalous state instead of the built-in ensemble.
+        defects: Defect phrases for the explanation instead of the built-in vocabulary.
+        learnable_context: Number of learnable context tokens in the state prompts.
+        image_adapter: Adapt the image features (paper's RQ1).
+        text_adapter: Adapt the text features (paper's RQ1).
+        synthetic_anomalies: Train on synthetic anomalies (paper's RQ3). Without them there are no labels to learn the
+            map, the score or the text from: only the image adapter trains, by pulling the references together.
+        fusion_block: Exchange between image and text tokens (paper's RQ2).
+        text_guidance: Text guidance of the segmentation network (paper's RQ4).
+        anomaly_families: Families of synthetic anomalies to draw from; None for all.
+        texture_source: Folder of texture images to blend into synthetic anomalies; None takes them from the references.
+        rotate_references: Flipped and turned references count as normal. Switch off where orientation matters.
+        bank_size: Most rows of the reference bank a layer.
+        num_steps: Optimiser steps of the fit; 0 gives the training-free detector.
+        learning_rate: Highest learning rate of the one-cycle schedule.
+        seed: Seed of the references, initial weights and synthetic anomalies.
+        pre_processor: Anomalib pre-processor or flag; the default only resizes, the encoder normalises.
+        post_processor: Anomalib post-processor or flag.
+        evaluator: Anomalib evaluator or flag.
+        visualizer: Anomalib visualizer or flag.
+
+    Example:
+        >>> from anomalib.data import MVTecAD
+        >>> from anomalib.engine import Engine
+        >>> from anomalib_vtfusion import VTFusion
+        >>> model = VTFusion(encoder="vtfusion-tiny", k_shot=2)
+        >>> Engine().train(model, datamodule=MVTecAD(category="grid"))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        class_name: str | None = None,
+        k_shot: int | None = None,
+        few_shot_source: str | None = None,
+        encoder: str = "ViT-B-16-plus-240",
+        weights: str | None = None,
+        layers: Sequence[int] | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        normal_prompts: list[str] | None = None,
+        anomaly_prompts: list[str] | None = None,
+        defects: list[str] | None = None,
+        learnable_context: int = 0,
+        image_adapter: bool = True,
+        text_adapter: bool = True,
+        synthetic_anomalies: bool = True,
+        fusion_block: bool = True,
+        text_guidance: bool = True,
+        anomaly_families: list[str] | None = None,
+        texture_source: str | None = None,
+        rotate_references: bool = True,
+        bank_size: int = 2048,
+        num_steps: int = 200,
+        learning_rate: float = 1e-3,
+        seed: int = 0,
+        pre_processor: PreProcessor | bool = True,
+        post_processor: PostProcessor | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        if k_shot is not None and k_shot < 1:
+            msg = f"k_shot must be at least 1, or None for all normal images; got {k_shot}."
+            raise ValueError(msg)
+        if num_steps < 0:
+            msg = f"num_steps must not be negative (0 is the training-free detector); got {num_steps}."
+            raise ValueError(msg)
+        # Everything that can be wrong with the arguments shows before the weights are loaded.
+        prompt_options = {"normal_prompts": normal_prompts, "anomaly_prompts": anomaly_prompts, "defects": defects}
+        build_prompts(class_name or "object", **prompt_options)
+        synthesizer = AnomalySynthesizer(anomaly_families, texture_source=texture_source)
+        towers = VisionTextEncoder(encoder, weights, layers, image_size)
+        super().__init__(
+            pre_processor=self.configure_pre_processor(towers.image_size) if pre_processor is True else pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        self.class_name = class_name
+        self.k_shot = k_shot
+        self.few_shot_source = few_shot_source
+        self.prompt_options = prompt_options
+        self.num_steps = num_steps
+        self.learning_rate = learning_rate
+        self.seed = seed
+        self.rotate_references = rotate_references
+        self.synthetic_anomalies = synthetic_anomalies
+        self.model: VTFusionModel = VTFusionModel(
+            towers,
+            Components(image_adapter, text_adapter, fusion_block, text_guidance),
+            learnable_context=learnable_context,
+            bank_size=bank_size,
+            seed=seed,
+        )
+        self.loss = VTFusionLoss()
+        self.synthesizer = synthesizer
+        self.view_sampler = ViewSampler(turn=rotate_references)
+        self._references: References | None = None
+        self._original_train_data: Any = None
+        self._settled_at: int | None = None
+
+    # -- fit: references and data -------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Choose and read the references, embed the prompts and lay out one epoch of ``num_steps`` batches."""
+        if stage != "fit":
+            return
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if not isinstance(datamodule, AnomalibDataModule):
+            msg = "VTFusion chooses its references from a datamodule: pass datamodule=..., not bare dataloaders."
+            raise TypeError(msg)
+        self._check_pre_processor()
+        self._warn_of_test_data(datamodule)
+        self._replace_trainer_defaults(datamodule)
+        self._references = choose_references(
+            datamodule, self.k_shot, self.seed, self.few_shot_source, self.pre_processor.transform
+        )
+        class_name = self.class_name or clean_class_name(datamodule.category or datamodule.name)
+        logger.info("%s: %d references, prompts for %r.", self.name, len(self._references.paths), class_name)
+        prompts = build_prompts(class_name, **self.prompt_options)
+        self.model.set_prompts(prompts)
+        # A learnable context takes the place of the templates, so it stands in front of the bare states.
+        self._state_phrases = (
+            prompts.normal if self.prompt_options["normal_prompts"] else [s.format(class_name) for s in NORMAL_STATES],
+            prompts.anomalous
+            if self.prompt_options["anomaly_prompts"]
+            else [s.format(class_name) for s in ANOMALOUS_STATES],
+        )
+        if self.model.text_features.context is None:
+            self.model.encoder.drop_text_tower()
+        self._original_train_data = datamodule.train_data
+        rows = max(1, self.num_steps if self._trains else 1) * datamodule.train_batch_size
+        datamodule.train_data = self._references.repeated(datamodule.train_data, rows)
+
+    def on_fit_start(self) -> None:
+        """Fill the reference bank and measure its statistics."""
+        # The order of the loader and the workers' augmentations come from the global generator.
+        torch.manual_seed(self.seed)
+        self._generator = torch.Generator().manual_seed(self.seed)
+        images = self._reference_images
+        views, owners = reference_views(images, self.rotate_references)
+        self.model.eval()
+        self.model.set_references(views, owners, torch.Generator().manual_seed(self.seed))
+        self.model.set_statistics(*self._calibration_views())
+        self._settled_at = None
+
+    def teardown(self, stage: str) -> None:
+        """Give the datamodule its own training data back."""
+        if stage == "fit" and self._original_train_data is not None:
+            self.trainer.datamodule.train_data = self._original_train_data  # type: ignore[attr-defined]
+            self._original_train_data = None
+
+    # -- fit: steps ---------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Vary the references of the batch, damage most of them, and compare the prediction with the damage."""
+        del args, kwargs
+        if not self._trains or self._references is None:
+            return None
+        own = self._references.indices(batch.image_path).to(self.device)
+        views = self.view_sampler(batch.image, self._generator)
+        mask = views.new_zeros(len(views), 1, *views.shape[-2:])
+        noise = None
+        if self.synthetic_anomalies:
+            damaged = self.synthesizer(views, self._generator)
+            views, mask = damaged.images, damaged.masks
+            noise = sample_feature_noise(len(views), self.model.grid, self._generator)
+            noise.region.mul_(1 - damaged.labels.cpu()[:, None, None, None])
+            mask = torch.maximum(mask, torch.nn.functional.interpolate(noise.region.to(mask), size=mask.shape[-2:]))
+        self.model.text_features.embed_with_context(self.model.encoder, self._state_phrases)
+        prediction = self.model.predict(views, own, noise)
+        losses = self.loss(prediction.logits, prediction.text_logits, prediction.distances, prediction.score, mask)
+        if not self.synthetic_anomalies:
+            losses = {"distance": losses["distance"], "total": losses["distance"]}
+        total = losses.pop("total")
+        self.log("train_loss", total.detach(), prog_bar=True, batch_size=len(views))
+        self.log_dict({f"train_{name}_loss": part.detach() for name, part in losses.items()}, batch_size=len(views))
+        return total
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with a one-cycle schedule over the whole fit; nothing when no component trains."""
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if not self._trains:
+            return None
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=self.learning_rate,
+            total_steps=int(self.trainer.estimated_stepping_batches),
+            pct_start=0.1,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_validation_start(self) -> None:
+        """During the fit, bring bank, statistics and thresholds up to date with the adapters before they are used."""
+        if self.trainer.training or self.trainer.sanity_checking:
+            self._settle()
+
+    def on_train_epoch_end(self) -> None:
+        """Bring bank, statistics and thresholds up to date before the checkpoint is written."""
+        self._settle()
+
+    def _settle(self) -> None:
+        """Store what inference needs: adapted bank, baked text, statistics, thresholds."""
+        if self._settled_at == self.global_step or self._references is None:
+            return
+        self._settled_at = self.global_step
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            self.model.text_features.embed_with_context(self.model.encoder, self._state_phrases)
+            self.model.refresh_keys()
+            queries, own = self._calibration_views()
+            self.model.set_statistics(queries, own)
+            if isinstance(self.post_processor, FewShotPostProcessor):
+                self._calibrate(self.post_processor, queries, own)
+        self.model.train(training)
+
+    def _calibrate(self, post_processor: FewShotPostProcessor, queries: Tensor, own: Tensor) -> None:
+        """Thresholds from the references, each matched against the others, and from synthetic damage to them."""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        damaged = AnomalySynthesizer(clean_fraction=0.0)(queries, generator)
+        images, own = torch.cat([queries, damaged.images]), torch.cat([own, own])
+        masks = torch.cat([torch.zeros_like(damaged.masks), damaged.masks])
+        batch = ImageBatch(image=images, gt_mask=masks[:, 0].bool(), gt_label=masks.amax(dim=(1, 2, 3)).bool())
+        chunks = zip(images.split(8), own.split(8), strict=True)
+        outputs = [self.model.to_batch(self.model.predict(i, o), images.shape[-2:]) for i, o in chunks]
+        scores, maps = (torch.cat([getattr(o, name) for o in outputs]) for name in ("pred_score", "anomaly_map"))
+        post_processor.calibrate(batch, outputs[0]._replace(pred_score=scores, anomaly_map=maps))
+
+    def _calibration_views(self) -> tuple[Tensor, Tensor]:
+        """Harmless variations of the references, and which reference each one shows."""
+        images = self._reference_images
+        own = torch.arange(len(images), device=images.device).repeat(-(-CALIBRATION_VIEWS // len(images)))
+        return self.view_sampler(images[own], torch.Generator().manual_seed(self.seed)), own
+
+    @property
+    def _reference_images(self) -> Tensor:
+        if self._references is None:
+            msg = "The references are read when a fit is set up."
+            raise RuntimeError(msg)
+        return self._references.images.to(self.device)
+
+    @property
+    def _trains(self) -> bool:
+        """Whether there is anything to learn, and something to learn it from."""
+        return self.num_steps > 0 and (self.synthetic_anomalies or self.model.components.image_adapter)
+
+    # -- validation, test, prediction ---------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Predict maps and scores."""
+        del args, kwargs
+        return batch.update(**self.model(batch.image)._asdict())
+
+    def test_step(self, batch: Batch, batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Predict maps, scores and explanations."""
+        del batch_idx, args, kwargs
+        return self._explained(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
+        """Predict maps, scores and explanations."""
+        del batch_idx, dataloader_idx
+        return self._explained(batch)
+
+    def _explained(self, batch: Batch) -> Batch:
+        """Predictions, and for each image above the threshold the defect phrases that fit its anomaly best."""
+        prediction = self.model.predict(batch.image)
+        output = self.model.to_batch(prediction, batch.image.shape[-2:])
+        threshold = self.post_processor.image_threshold if isinstance(self.post_processor, PostProcessor) else 0.5
+        phrases = self.model.explain(prediction)
+        anomalous = (output.pred_score[:, 0] > torch.as_tensor(threshold).nan_to_num(0.5)).tolist()
+        explanation = [", ".join(found) if called else "" for found, called in zip(phrases, anomalous, strict=True)]
+        return batch.update(**output._asdict(), explanation=explanation)
+
+    # -- what Anomalib asks of a model --------------------------------------------------------------------------------
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Nothing: what is set here would override the user's own ``--trainer.*``."""
+        return {}
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class: Anomalib's engine does not train models that call themselves few-shot."""
+        return LearningType.ONE_CLASS
+
+    @classmethod
+    def configure_pre_processor(cls, image_size: tuple[int, int] | None = None) -> PreProcessor:
+        """Resize only: the encoder normalises, so that images stay in ``[0, 1]`` for the synthetic anomalies."""
+        return PreProcessor(transform=Compose([Resize(image_size or (256, 256), antialias=True)]))
+
+    def configure_post_processor(self) -> PostProcessor:
+        """Thresholds that need no anomalous image."""
+        return FewShotPostProcessor()
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Image and pixel AUROC, AUPR and F1, and AUPRO."""
+        image = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
+        pixel = {"fields": ["anomaly_map", "gt_mask"], "prefix": "pixel_", "strict": False}
+        return Evaluator(
+            test_metrics=[
+                AUROC(**image),
+                AUPR(**image),
+                F1Score(fields=["pred_label", "gt_label"], prefix="image_"),
+                AUROC(**pixel),
+                AUPR(**pixel),
+                AUPRO(**pixel),
+                F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
+            ]
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the optimiser's state out: the fit is short, its last step is kept, and it would triple the file."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint.pop("optimizer_states", None)
+        checkpoint.pop("lr_schedulers", None)
+
+    # -- checks -------------------------------------------------------------------------------------------------------
+
+    def _check_pre_processor(self) -> None:
+        expected = self.model.encoder.image_size
+        if self.pre_processor is None or self.pre_processor.transform is None:
+            msg = f"VTFusion needs images of one size: give it a pre-processor with Resize({expected})."
+            raise ValueError(msg)
+        transform = self.pre_processor.transform
+        parts = transform.transforms if isinstance(transform, Compose) else [transform]
+        if any(isinstance(part, Normalize) for part in parts):
+            msg = "VTFusion's encoder normalises images itself: leave Normalize out of the pre-processor."
+            raise ValueError(msg)
+        if self.input_size is not None and tuple(self.input_size) != expected:
+            msg = (
+                f"The pre-processor makes images of {tuple(self.input_size)}, but the encoder was built for {expected}. "
+                "Set image_size of VTFusion instead."
+            )
+            raise ValueError(msg)
+
+    @staticmethod
+    def _warn_of_test_data(datamodule: AnomalibDataModule) -> None:
+        if datamodule.val_split_mode in {ValSplitMode.SAME_AS_TEST, ValSplitMode.FROM_TEST}:
+            logger.warning(
+                "This datamodule validates on test images (val_split_mode=%s): thresholds, and with them F1, labels and "
+                "masks, are tuned on them. Set val_split_mode to 'none' to take thresholds from the references.",
+                datamodule.val_split_mode.value,
+            )
+
+    def _replace_trainer_defaults(self, datamodule: AnomalibDataModule) -> None:
+        """One epoch holds the whole fit, and there is nothing to check beforehand; keeps what the user set."""
+        if not hasattr(datamodule, "val_data") and datamodule.val_split_mode == ValSplitMode.NONE:
+            # Anomalib's datamodules fail in val_dataloader() then, instead of saying that there is none.
+            self.trainer.limit_val_batches = 0
+        fit_loop = self.trainer.fit_loop
+        if fit_loop.max_epochs in {None, LIGHTNING_MAX_EPOCHS} and fit_loop.max_steps == -1:
+            fit_loop.max_epochs = 1
+        if self.trainer.num_sanity_val_steps == LIGHTNING_SANITY_STEPS:
+            self.trainer.num_sanity_val_steps = 0
+
+
+__all__ = ["VTFusion"]

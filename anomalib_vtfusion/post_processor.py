@@ -1,0 +1,71 @@
+"""Post-processor that keeps a threshold learned without anomalies, and scores that never saturate."""
+
+import logging
+
+import torch
+from anomalib.data import ImageBatch, InferenceBatch
+from anomalib.post_processing import PostProcessor
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+class FewShotPostProcessor(PostProcessor):
+    """Thresholds from leave-one-out references and synthetic anomalies, unless validation has real anomalies.
+
+    Anomalib's own post-processor takes threshold, minimum and maximum from the validation set. With normal images only
+    that puts the threshold at the highest normal score, and with none at all there is no threshold. This one is
+    calibrated by the model at the end of the fit (`calibrate`), and takes thresholds from validation only where
+    validation holds normal *and* anomalous images.
+
+    Scores are normalised by shifting their log-odds so that the threshold becomes 0.5. That is strictly increasing, so
+    no two images tie because both were clipped, and needs no minimum or maximum.
+    """
+
+    def calibrate(self, batch: ImageBatch, predictions: InferenceBatch) -> None:
+        """Take the thresholds with the best F1 on a batch with labels, masks and raw predictions."""
+        batch.update(pred_score=predictions.pred_score, anomaly_map=predictions.anomaly_map)
+        self._image_threshold_metric.update(batch)
+        self._pixel_threshold_metric.update(batch)
+        self._take_thresholds()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take thresholds from validation if it shows both normal and anomalous images, else keep the calibrated ones."""
+        del pl_module
+        metric = self._image_threshold_metric
+        labels = torch.cat([t.flatten() for t in metric.target]) if metric.update_called and metric.target else None
+        if not trainer.sanity_checking and labels is not None and labels.min() == 0 and labels.max() == 1:
+            self._take_thresholds()
+        for unused in (
+            self._image_threshold_metric,
+            self._pixel_threshold_metric,
+            self._image_min_max_metric,
+            self._pixel_min_max_metric,
+        ):
+            unused.reset()
+
+    def _take_thresholds(self) -> None:
+        if self._image_threshold_metric.update_called:
+            self._image_threshold.copy_(self._image_threshold_metric.compute())
+            self._image_threshold_metric.reset()
+        if self._pixel_threshold_metric.update_called:
+            self._pixel_threshold.copy_(self._pixel_threshold_metric.compute())
+            self._pixel_threshold_metric.reset()
+
+    @staticmethod
+    def _normalize(
+        preds: Tensor | None,
+        norm_min: Tensor,
+        norm_max: Tensor,
+        threshold: Tensor,
+    ) -> Tensor | None:
+        """Shift the log-odds of ``preds`` in ``(0, 1)`` so that ``threshold`` becomes 0.5."""
+        del norm_min, norm_max
+        if preds is None:
+            return None
+        threshold = torch.where(torch.isnan(threshold), torch.full_like(threshold, 0.5), threshold).clamp(
+            1e-6, 1 - 1e-6
+        )
+        raised = preds * (1 - threshold)
+        return raised / (raised + (1 - preds) * threshold)
