@@ -143,7 +143,9 @@ class TimmTower(ImageTower):
         if len(set(self._reductions)) == 1:
             _check_multiple(height, width, stride, stride)
         if (height, width) != tuple(self.visual.image_size):
-            self.visual.set_input_size((height, width))
+            self.visual.image_size = (height, width)
+            if hasattr(self.visual.trunk, "set_input_size"):
+                self.visual.trunk.set_input_size((height, width))
 
     def _run(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         trunk, head = self.visual.trunk, self.visual.head

@@ -20,6 +20,8 @@ from typing import Any
 import open_clip
 import torch
 from huggingface_hub import constants as hub_constants
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from torch import Tensor, nn
 
@@ -92,9 +94,9 @@ def load_clip(encoder: str, weights: str | None = None) -> LoadedClip:
         )
         if source.checkpoint is not None:
             _fill(model, source.checkpoint, encoder)
-        else:
-            logger.warning("Encoder %r has random weights: its features know nothing of images or text.", encoder)
         tokenizer = _tokenizer(source.open_clip_name)
+    if source.checkpoint is None:
+        logger.warning("Encoder %r has random weights: its features know nothing of images or text.", encoder)
     mean, std = (tuple(float(value) for value in source.preprocess[key]) for key in ("mean", "std"))
     return LoadedClip(model=model, tokenizer=tokenizer, mean=mean, std=std)  # type: ignore[arg-type]
 
@@ -237,8 +239,6 @@ def _download(tag_cfg: Mapping[str, Any], tag: str) -> Path:
 
 
 def _hub_file(repo: str, names: Sequence[str]) -> Path:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
     for name in names:
         cached = try_to_load_from_cache(repo, name, cache_dir=hub_constants.HF_HUB_CACHE)
         if isinstance(cached, str):
@@ -249,6 +249,8 @@ def _hub_file(repo: str, names: Sequence[str]) -> Path:
             return Path(hf_hub_download(repo, name, cache_dir=hub_constants.HF_HUB_CACHE))
         except Exception as error:  # the hub client raises many unrelated types
             problem = error
+            if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, EntryNotFoundError):
+                break  # the hub was not reached, so another file name would only cost another timeout
     raise FileNotFoundError(
         f"{names[0]} of Hugging Face repository {repo} is not in the cache {hub_constants.HF_HUB_CACHE} and could not "
         f"be downloaded. Fetch it on a connected machine (hf download {repo} {names[0]}) and copy the cache, or give "

@@ -3,7 +3,6 @@
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", by way of ``open_clip``.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,11 +99,11 @@ class VisionTextEncoder(nn.Module):
         self.text_width: int = self.text.width
         self.context_length: int = self.text.context_length
 
-        features = self._dry_run()
-        self.embed_dim: int = features.pooled.shape[1]
-        self.channels: list[int] = [feature.shape[1] for feature in features.maps]
-        self.grids: list[tuple[int, int]] = [(feature.shape[2], feature.shape[3]) for feature in features.maps]
-        self.token_grid: tuple[int, int] = (features.tokens.shape[2], features.tokens.shape[3])
+        map_shapes, token_shape, pooled_shape = self._shapes()
+        self.embed_dim: int = pooled_shape[1]
+        self.channels: list[int] = [shape[1] for shape in map_shapes]
+        self.grids: list[tuple[int, int]] = [(shape[2], shape[3]) for shape in map_shapes]
+        self.token_grid: tuple[int, int] = (token_shape[2], token_shape[3])
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Run the image tower once.
@@ -186,17 +185,21 @@ class VisionTextEncoder(nn.Module):
             raise RuntimeError("The text tower was dropped; build a new VisionTextEncoder to encode texts.")
         return self.text
 
-    def _dry_run(self) -> ImageFeatures:
+    def _shapes(self) -> tuple[list[torch.Size], torch.Size, torch.Size]:
+        """Shapes of maps, tokens and pooled embedding for one image, by a pass on tensors without storage."""
+        state = {
+            name: torch.empty_like(tensor, device="meta")
+            for name, tensor in [*self.image.named_parameters(), *self.image.named_buffers()]
+        }
         try:
             with torch.no_grad():
-                features = self.encode_image(torch.zeros(1, 3, *self.image_size))
+                images = torch.empty(1, 3, *self.image_size, device="meta")
+                maps, tokens, pooled = torch.func.functional_call(self.image, state, (images,))
         except (AssertionError, RuntimeError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"The image tower of {self.name!r} cannot take images of {self.image_size}: {error}"
             ) from error
-        if not all(math.prod(feature.shape[2:]) for feature in [*features.maps, features.tokens]):
-            raise ValueError(f"Images of {self.image_size} are smaller than one patch of {self.name!r}.")
-        return features
+        return [feature.shape for feature in maps], tokens.shape, pooled.shape
 
 
 def _as_pair(size: int | Sequence[int]) -> tuple[int, int]:
