@@ -26,7 +26,8 @@ def perlin(scene: Scene) -> Change:
     field = noise - 0.9 * torch.hypot(crop.ys, crop.xs) / reach
     keep = min(field.numel(), max(3, round(scene.area)))
     threshold = field.flatten().topk(keep).values[-1]
-    gradient = max(reach / cells / 1.5, 1.0)
+    # Pixels for one unit of the field, from the noise's mean slope.
+    gradient = max(1.4 * reach / cells, 1.0)
     opacity = soft_edge((field - threshold) * gradient, 1.5)
     texture = _foreign_texture(scene, crop)
     return Change(crop, texture, opacity * _opaqueness(scene))
