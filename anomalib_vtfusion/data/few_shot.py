@@ -15,7 +15,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.data.datamodules.base.video import AnomalibVideoDataModule
@@ -104,7 +104,7 @@ def build_datamodule(data: AnomalibDataModule | Mapping[str, Any] | Namespace | 
     elif isinstance(data, Namespace):
         data = data.as_dict()
     elif isinstance(data, DictConfig):
-        data = OmegaConf.to_container(data, resolve=True)
+        data = cast("dict[str, Any]", OmegaConf.to_container(data, resolve=True))
     if isinstance(data, Mapping):
         if "class_path" not in data:
             raise ValueError(f"The wrapped datamodule needs a 'class_path', got the keys {sorted(map(str, data))}.")
@@ -197,7 +197,7 @@ class FewShot(AnomalibDataModule):
         return getattr(data, name)
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]
         """Name of the wrapped datamodule, so that results lie where they would without ``FewShot``."""
         return self.data.name
 
@@ -272,7 +272,7 @@ class FewShot(AnomalibDataModule):
     def _describe(self, paths: list[str], chosen: list[int]) -> dict[str, Any]:
         """Return the manifest for the references ``chosen`` among the normal images ``paths``."""
         names = relative_paths(paths)
-        folder = Path(*Path(paths[0]).parts[: len(Path(paths[0]).parts) - len(names[0].split("/"))])
+        folder = Path(paths[0]).parents[names[0].count("/")]
         return {
             "dataset": self.name,
             "category": self.category,
