@@ -64,9 +64,9 @@ def start(python: Path, *options: str) -> tuple[float, float, str]:
     Returns:
         Milliseconds of the whole process, processor milliseconds of setting up site-packages, and its stderr.
     """
-    # -B: an interpreter must not leave the bytecode that the next one would find.
-    command = [str(python), "-S", "-B", *options, "-c", TIMED_START]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "ANOMALIB_PLUGINS"))}
+    # -I: nothing from the current folder or the environment's variables. -B: no bytecode for the next one to find.
+    command = [str(python), "-I", "-S", "-B", *options, "-c", TIMED_START]
+    clean = {name: value for name, value in os.environ.items() if name != "ANOMALIB_PLUGINS"}
     begin = time.perf_counter()
     result = subprocess.run(command, env=clean, capture_output=True, text=True, check=True)
     return (time.perf_counter() - begin) * 1e3, int(result.stdout) / 1e6, result.stderr

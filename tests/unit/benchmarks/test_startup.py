@@ -9,13 +9,16 @@ import pytest
 from benchmarks import startup
 
 
-def test_only_the_environment_with_the_hook_loads_it(tmp_path: Path) -> None:
-    for hook in (True, False):
-        python = startup.make_environment(tmp_path / str(hook), hook=hook, bytecode=True)
-        process_ms, site_cpu_ms, report = startup.start(python, "-X", "importtime")
-        loaded = {name for _, name in startup.IMPORT_TIME.findall(report)}
-        assert loaded.issuperset(startup.MODULES) is hook
-        assert process_ms > site_cpu_ms > 0
+@pytest.mark.parametrize(("hook", "bytecode"), [(False, True), (True, False), (True, True)])
+def test_environment_has_what_is_asked_for(tmp_path: Path, hook: bool, bytecode: bool) -> None:
+    python = startup.make_environment(tmp_path, hook=hook, bytecode=bytecode)
+    process_ms, site_cpu_ms, report = startup.start(python, "-X", "importtime", "-v")
+    loaded = {name for _, name in startup.IMPORT_TIME.findall(report)}
+    assert loaded.issuperset(startup.MODULES) is hook
+    assert process_ms > site_cpu_ms > 0
+    read = [line for line in report.splitlines() if line.startswith("# code object from") and "vtfusion" in line]
+    assert len(read) == len(startup.MODULES) * hook
+    assert all(str(tmp_path) in line and (".pyc" in line) is bytecode for line in read)
 
 
 def test_summary_is_of_paired_differences() -> None:
