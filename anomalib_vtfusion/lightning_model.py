@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 from anomalib import LearningType
-from anomalib.data import AnomalibDataModule, Batch, ImageBatch
-from anomalib.data.utils import ValSplitMode
+from anomalib.data import Batch, ImageBatch
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Score
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
@@ -15,7 +14,7 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor
-from torchvision.transforms.v2 import Compose, Normalize, Resize
+from torchvision.transforms.v2 import Compose, Resize
 
 from anomalib_vtfusion.components.encoders import VisionTextEncoder
 from anomalib_vtfusion.components.feature_noise import sample_feature_noise
@@ -26,13 +25,12 @@ from anomalib_vtfusion.prompting import ANOMALOUS_STATES, NORMAL_STATES, build_p
 from anomalib_vtfusion.synthesis import AnomalySynthesizer
 from anomalib_vtfusion.synthesis.views import ViewSampler, reference_views
 from anomalib_vtfusion.torch_model import Components, VTFusionModel
+from anomalib_vtfusion.trainer_setup import checked_datamodule, checked_transform, replace_trainer_defaults
 
 logger = logging.getLogger(__name__)
 
 # Views of the references that thresholds and statistics are measured on, at least.
 CALIBRATION_VIEWS = 16
-LIGHTNING_MAX_EPOCHS = 1000
-LIGHTNING_SANITY_STEPS = 2
 
 
 class VTFusion(AnomalibModule):
@@ -152,16 +150,16 @@ class VTFusion(AnomalibModule):
         """Choose and read the references, embed the prompts and lay out one epoch of ``num_steps`` batches."""
         if stage != "fit":
             return
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if not isinstance(datamodule, AnomalibDataModule):
-            msg = "VTFusion chooses its references from a datamodule: pass datamodule=..., not bare dataloaders."
-            raise TypeError(msg)
-        self._check_pre_processor()
-        self._warn_of_test_data(datamodule)
-        self._replace_trainer_defaults(datamodule)
-        self._references = choose_references(
-            datamodule, self.k_shot, self.seed, self.few_shot_source, self.pre_processor.transform
-        )
+        datamodule = checked_datamodule(self.trainer)
+        transform = checked_transform(self.pre_processor, self.model.encoder.image_size)
+        replace_trainer_defaults(self.trainer, datamodule)
+        self._references = choose_references(datamodule, self.k_shot, self.seed, self.few_shot_source, transform)
+        if self._references.images.shape[-2:] != self.model.encoder.image_size:
+            msg = (
+                f"The pre-processor makes images of {tuple(self._references.images.shape[-2:])}, but the encoder takes "
+                f"{self.model.encoder.image_size}. Set image_size of VTFusion instead."
+            )
+            raise ValueError(msg)
         class_name = self.class_name or clean_class_name(datamodule.category or datamodule.name)
         logger.info("%s: %d references, prompts for %r.", self.name, len(self._references.paths), class_name)
         prompts = build_prompts(class_name, **self.prompt_options)
@@ -199,7 +197,7 @@ class VTFusion(AnomalibModule):
 
     # -- fit: steps ---------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+    def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Vary the references of the batch, damage most of them, and compare the prediction with the damage."""
         del args, kwargs
         if not self._trains or self._references is None:
@@ -271,9 +269,9 @@ class VTFusion(AnomalibModule):
         masks = torch.cat([torch.zeros_like(damaged.masks), damaged.masks])
         batch = ImageBatch(image=images, gt_mask=masks[:, 0].bool(), gt_label=masks.amax(dim=(1, 2, 3)).bool())
         chunks = zip(images.split(8), own.split(8), strict=True)
-        outputs = [self.model.to_batch(self.model.predict(i, o), images.shape[-2:]) for i, o in chunks]
-        scores, maps = (torch.cat([getattr(o, name) for o in outputs]) for name in ("pred_score", "anomaly_map"))
-        post_processor.calibrate(batch, outputs[0]._replace(pred_score=scores, anomaly_map=maps))
+        outputs = [self.model.to_probabilities(self.model.predict(i, o), images.shape[-2:]) for i, o in chunks]
+        scores, maps = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        post_processor.calibrate(batch.update(pred_score=scores, anomaly_map=maps))
 
     def _calibration_views(self) -> tuple[Tensor, Tensor]:
         """Harmless variations of the references, and which reference each one shows."""
@@ -295,7 +293,7 @@ class VTFusion(AnomalibModule):
 
     # -- validation, test, prediction ---------------------------------------------------------------------------------
 
-    def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+    def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict maps and scores."""
         del args, kwargs
         return batch.update(**self.model(batch.image)._asdict())
@@ -310,15 +308,15 @@ class VTFusion(AnomalibModule):
         del batch_idx, dataloader_idx
         return self._explained(batch)
 
-    def _explained(self, batch: Batch) -> Batch:
+    def _explained(self, batch: Any) -> Any:
         """Predictions, and for each image above the threshold the defect phrases that fit its anomaly best."""
         prediction = self.model.predict(batch.image)
-        output = self.model.to_batch(prediction, batch.image.shape[-2:])
+        scores, maps = self.model.to_probabilities(prediction, batch.image.shape[-2:])
         threshold = self.post_processor.image_threshold if isinstance(self.post_processor, PostProcessor) else 0.5
         phrases = self.model.explain(prediction)
-        anomalous = (output.pred_score[:, 0] > torch.as_tensor(threshold).nan_to_num(0.5)).tolist()
+        anomalous = (scores[:, 0] > torch.as_tensor(threshold).nan_to_num(0.5)).tolist()
         explanation = [", ".join(found) if called else "" for found, called in zip(phrases, anomalous, strict=True)]
-        return batch.update(**output._asdict(), explanation=explanation)
+        return batch.update(pred_score=scores, anomaly_map=maps, explanation=explanation)
 
     # -- what Anomalib asks of a model --------------------------------------------------------------------------------
 
@@ -344,64 +342,16 @@ class VTFusion(AnomalibModule):
     @staticmethod
     def configure_evaluator() -> Evaluator:
         """Image and pixel AUROC, AUPR and F1, and AUPRO."""
-        image = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
-        pixel = {"fields": ["anomaly_map", "gt_mask"], "prefix": "pixel_", "strict": False}
-        return Evaluator(
-            test_metrics=[
-                AUROC(**image),
-                AUPR(**image),
-                F1Score(fields=["pred_label", "gt_label"], prefix="image_"),
-                AUROC(**pixel),
-                AUPR(**pixel),
-                AUPRO(**pixel),
-                F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
-            ]
-        )
+        image = [metric(fields=["pred_score", "gt_label"], prefix="image_") for metric in (AUROC, AUPR)]
+        pixel = [
+            metric(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False) for metric in (AUROC, AUPR, AUPRO)
+        ]
+        image_f1 = F1Score(fields=["pred_label", "gt_label"], prefix="image_")
+        pixel_f1 = F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False)
+        return Evaluator(test_metrics=[*image, image_f1, *pixel, pixel_f1])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the optimiser's state out: the fit is short, its last step is kept, and it would triple the file."""
         super().on_save_checkpoint(checkpoint)
         checkpoint.pop("optimizer_states", None)
         checkpoint.pop("lr_schedulers", None)
-
-    # -- checks -------------------------------------------------------------------------------------------------------
-
-    def _check_pre_processor(self) -> None:
-        expected = self.model.encoder.image_size
-        if self.pre_processor is None or self.pre_processor.transform is None:
-            msg = f"VTFusion needs images of one size: give it a pre-processor with Resize({expected})."
-            raise ValueError(msg)
-        transform = self.pre_processor.transform
-        parts = transform.transforms if isinstance(transform, Compose) else [transform]
-        if any(isinstance(part, Normalize) for part in parts):
-            msg = "VTFusion's encoder normalises images itself: leave Normalize out of the pre-processor."
-            raise ValueError(msg)
-        if self.input_size is not None and tuple(self.input_size) != expected:
-            msg = (
-                f"The pre-processor makes images of {tuple(self.input_size)}, but the encoder was built for {expected}. "
-                "Set image_size of VTFusion instead."
-            )
-            raise ValueError(msg)
-
-    @staticmethod
-    def _warn_of_test_data(datamodule: AnomalibDataModule) -> None:
-        if datamodule.val_split_mode in {ValSplitMode.SAME_AS_TEST, ValSplitMode.FROM_TEST}:
-            logger.warning(
-                "This datamodule validates on test images (val_split_mode=%s): thresholds, and with them F1, labels and "
-                "masks, are tuned on them. Set val_split_mode to 'none' to take thresholds from the references.",
-                datamodule.val_split_mode.value,
-            )
-
-    def _replace_trainer_defaults(self, datamodule: AnomalibDataModule) -> None:
-        """One epoch holds the whole fit, and there is nothing to check beforehand; keeps what the user set."""
-        if not hasattr(datamodule, "val_data") and datamodule.val_split_mode == ValSplitMode.NONE:
-            # Anomalib's datamodules fail in val_dataloader() then, instead of saying that there is none.
-            self.trainer.limit_val_batches = 0
-        fit_loop = self.trainer.fit_loop
-        if fit_loop.max_epochs in {None, LIGHTNING_MAX_EPOCHS} and fit_loop.max_steps == -1:
-            fit_loop.max_epochs = 1
-        if self.trainer.num_sanity_val_steps == LIGHTNING_SANITY_STEPS:
-            self.trainer.num_sanity_val_steps = 0
-
-
-__all__ = ["VTFusion"]

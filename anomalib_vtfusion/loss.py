@@ -105,7 +105,7 @@ class VTFusionLoss(nn.Module):
     @staticmethod
     def _share(mask: Tensor, like: Tensor) -> Tensor:
         """Share of damaged pixels in each cell of the map ``like``."""
-        return F.adaptive_avg_pool2d(mask, tuple(like.shape[-2:]))
+        return F.adaptive_avg_pool2d(mask, (like.shape[-2], like.shape[-1]))
 
     @staticmethod
     def _segmentation(logits: Tensor, target: Tensor) -> Tensor:

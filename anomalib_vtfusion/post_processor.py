@@ -1,14 +1,14 @@
 """Post-processor that keeps a threshold learned without anomalies, and scores that never saturate."""
 
-import logging
-
 import torch
-from anomalib.data import ImageBatch, InferenceBatch
+from anomalib.data import ImageBatch
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+
+# Share of the pixels of every normal calibration image that lies below the pixel threshold.
+NORMAL_PIXELS = 0.99
 
 
 class FewShotPostProcessor(PostProcessor):
@@ -23,15 +23,28 @@ class FewShotPostProcessor(PostProcessor):
     no two images tie because both were clipped, and needs no minimum or maximum.
     """
 
-    def calibrate(self, batch: ImageBatch, predictions: InferenceBatch) -> None:
-        """Take the thresholds with the best F1 on a batch with labels, masks and raw predictions."""
-        batch.update(pred_score=predictions.pred_score, anomaly_map=predictions.anomaly_map)
+    def calibrate(self, batch: ImageBatch) -> None:
+        """Take thresholds from a batch with labels, masks and raw predictions, half of it normal.
+
+        The threshold with the best F1, but never one that calls normal images anomalous: synthetic anomalies that the
+        model cannot see would otherwise pull it down to where everything is anomalous.
+
+        Raises:
+            ValueError: If the batch has no labels, masks or predictions.
+        """
+        fields = (batch.pred_score, batch.gt_label, batch.anomaly_map, batch.gt_mask)
+        scores, labels, maps, masks = fields
+        if scores is None or labels is None or maps is None or masks is None:
+            msg = "Calibration needs pred_score, anomaly_map, gt_label and gt_mask of the batch."
+            raise ValueError(msg)
         self._image_threshold_metric.update(batch)
         self._pixel_threshold_metric.update(batch)
         self._take_thresholds()
+        self._image_threshold.clamp_(min=scores.flatten()[labels == 0].max())
+        self._pixel_threshold.clamp_(min=maps.flatten(1)[labels == 0].quantile(NORMAL_PIXELS, dim=1).max())
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take thresholds from validation if it shows both normal and anomalous images, else keep the calibrated ones."""
+        """Take thresholds from validation if it shows normal and anomalous images, else keep the calibrated ones."""
         del pl_module
         metric = self._image_threshold_metric
         labels = torch.cat([t.flatten() for t in metric.target]) if metric.update_called and metric.target else None

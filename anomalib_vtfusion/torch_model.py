@@ -117,7 +117,8 @@ class VTFusionModel(nn.Module):
 
     def forward(self, images: Tensor) -> InferenceBatch:
         """Anomaly map ``(B, 1, H, W)`` and score ``(B, 1)`` in ``(0, 1)`` of images ``(B, 3, H, W)``."""
-        return self.to_batch(self.predict(images), images.shape[-2:])
+        scores, maps = self.to_probabilities(self.predict(images), images.shape[-2:])
+        return InferenceBatch(pred_score=scores, anomaly_map=maps)
 
     def predict(
         self,
@@ -152,10 +153,10 @@ class VTFusionModel(nn.Module):
         return Prediction(logits, score, base, text_logits, visual, features.tokens)
 
     @staticmethod
-    def to_batch(prediction: Prediction, size: Sequence[int]) -> InferenceBatch:
-        """Probabilities of a prediction, the map resized to ``size``."""
+    def to_probabilities(prediction: Prediction, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Scores ``(B, 1)`` and maps ``(B, 1, *size)`` of a prediction, in ``(0, 1)``."""
         logits = resize_map(prediction.logits.float(), (size[0], size[1]))
-        return InferenceBatch(pred_score=prediction.score.float().sigmoid(), anomaly_map=logits.sigmoid())
+        return prediction.score.float().sigmoid(), logits.sigmoid()
 
     # -- parts of the forward pass ------------------------------------------------------------------------------------
 
@@ -292,7 +293,8 @@ class VTFusionModel(nn.Module):
         """
         if state["weights_hash"] != self.encoder.weights_hash:
             msg = (
-                f"This checkpoint was trained on encoder {state['encoder']!r} (weights {_short(state['weights_hash'])}), "
+                f"This checkpoint was trained on encoder {state['encoder']!r} "
+                f"(weights {_short(state['weights_hash'])}), "
                 f"but this model has {self.encoder.name!r} (weights {_short(self.encoder.weights_hash)}). "
                 "Build VTFusion with the encoder and the weights of the checkpoint."
             )

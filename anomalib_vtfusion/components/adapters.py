@@ -45,10 +45,11 @@ class ResidualAdapter(nn.Module):
     def __init__(self, dim: int, hidden: int, scale: float = 0.1) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        last = nn.Linear(hidden, dim)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), last)
         self.scale = nn.Parameter(torch.tensor(scale))
-        nn.init.zeros_(self.mlp[-1].weight)
-        nn.init.zeros_(self.mlp[-1].bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """Adapt features of any leading shape ``(..., dim)``."""
@@ -102,7 +103,7 @@ class ImageAdapter(nn.Module):
         return self.to_fused(torch.cat(maps, dim=1).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def joint_tokens(self, adapted: list[Tensor]) -> list[Tensor]:
-        """Adapted tokens in the joint space, a map ``(B, D, h_l, w_l)`` of unit vectors a layer; empty if not adapted."""
+        """Adapted tokens in the joint space: unit vectors ``(B, D, h_l, w_l)`` a layer; empty if not adapted."""
         if self.to_joint is None:
             return []
         return [

@@ -111,7 +111,7 @@ class ImageHead(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, fused_map: Tensor, logits: Tensor, base: Tensor) -> Tensor:
-        """Residual logit ``(B, 1)`` from features ``(B, d, h, w)``, refined and training-free logits ``(B, 1, H, W)``."""
+        """Residual ``(B, 1)`` from features ``(B, d, h, w)``, refined and training-free logits ``(B, 1, H, W)``."""
         # Attention by the map: pool where the map is high, and everywhere.
         weights = F.interpolate(logits, size=fused_map.shape[-2:], mode="bilinear", align_corners=False)
         weights = weights.flatten(2).softmax(dim=-1)

@@ -23,9 +23,17 @@ class TextEncoder(Protocol):
 class Prompts(Protocol):
     """What is needed of a prompt set: the phrases of both states, and prompts by defect phrase."""
 
-    normal: tuple[str, ...]
-    anomalous: tuple[str, ...]
-    defects: dict[str, tuple[str, ...]]
+    @property
+    def normal(self) -> tuple[str, ...]:
+        """Prompts of the normal state."""
+
+    @property
+    def anomalous(self) -> tuple[str, ...]:
+        """Prompts of the anomalous state."""
+
+    @property
+    def defects(self) -> dict[str, tuple[str, ...]]:
+        """Prompts of each defect phrase."""
 
 
 def ensemble(embeddings: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def choose_references(
 
 def _read(path: str) -> Tensor:
     try:
-        return read_image(path, as_tensor=True)
+        return torch.as_tensor(read_image(path, as_tensor=True))
     except OSError as error:
         msg = f"The reference image {path} cannot be read ({error}). Remove it or replace it."
         raise ValueError(msg) from error

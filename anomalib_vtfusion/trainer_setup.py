@@ -1,0 +1,67 @@
+"""What a fit needs of trainer, datamodule and pre-processor, checked or arranged before anything long starts."""
+
+import logging
+
+from anomalib.data import AnomalibDataModule
+from anomalib.data.utils import ValSplitMode
+from lightning.pytorch import Trainer
+from torch import nn
+from torchvision.transforms.v2 import Compose, Normalize, Transform
+
+logger = logging.getLogger(__name__)
+
+# Lightning's own values where the user sets none.
+_MAX_EPOCHS = 1000
+_SANITY_STEPS = 2
+
+
+def checked_datamodule(trainer: Trainer) -> AnomalibDataModule:
+    """The datamodule of a fit.
+
+    Raises:
+        TypeError: If the trainer was given bare dataloaders.
+    """
+    datamodule = getattr(trainer, "datamodule", None)
+    if not isinstance(datamodule, AnomalibDataModule):
+        msg = "VTFusion chooses its references from a datamodule: pass datamodule=..., not bare dataloaders."
+        raise TypeError(msg)
+    if datamodule.val_split_mode in {ValSplitMode.SAME_AS_TEST, ValSplitMode.FROM_TEST}:
+        logger.warning(
+            "This datamodule validates on test images (val_split_mode=%s): thresholds, and with them F1, labels and "
+            "masks, are tuned on them. Set val_split_mode to 'none' to take thresholds from the references.",
+            datamodule.val_split_mode.value,
+        )
+    return datamodule
+
+
+def checked_transform(pre_processor: nn.Module | None, image_size: tuple[int, int]) -> Transform:
+    """The pre-processor's transform, if it makes images as the encoder takes them.
+
+    Args:
+        pre_processor: The model's pre-processor.
+        image_size: Height and width that the encoder takes.
+
+    Raises:
+        ValueError: If there is no transform, or it normalises, or it makes images of another size.
+    """
+    transform = getattr(pre_processor, "transform", None)
+    if not isinstance(transform, Transform):
+        msg = f"VTFusion needs images of one size: give it a pre-processor with Resize({image_size})."
+        raise ValueError(msg)  # noqa: TRY004 - a missing resize, not a wrong type
+    parts = transform.transforms if isinstance(transform, Compose) else [transform]
+    if any(isinstance(part, Normalize) for part in parts):
+        msg = "VTFusion's encoder normalises images itself: leave Normalize out of the pre-processor."
+        raise ValueError(msg)
+    return transform
+
+
+def replace_trainer_defaults(trainer: Trainer, datamodule: AnomalibDataModule) -> None:
+    """One epoch holds the whole fit, and there is nothing to check beforehand; what the user set is kept."""
+    fit_loop = trainer.fit_loop
+    if fit_loop.max_epochs in {None, _MAX_EPOCHS} and fit_loop.max_steps == -1:
+        fit_loop.max_epochs = 1
+    if trainer.num_sanity_val_steps == _SANITY_STEPS:
+        trainer.num_sanity_val_steps = 0
+    if not hasattr(datamodule, "val_data") and datamodule.val_split_mode == ValSplitMode.NONE:
+        # Anomalib's datamodules fail in val_dataloader() then, instead of saying that there is none.
+        trainer.limit_val_batches = 0
