@@ -29,8 +29,8 @@ from anomalib_vtfusion.trainer_setup import checked_datamodule, checked_transfor
 
 logger = logging.getLogger(__name__)
 
-# Views of the references that thresholds and statistics are measured on, at least.
-CALIBRATION_VIEWS = 16
+# Views of the references that thresholds and statistics are measured on: at least, and at most.
+CALIBRATION_VIEWS = (16, 64)
 
 
 class VTFusion(AnomalibModule):
@@ -276,7 +276,9 @@ class VTFusion(AnomalibModule):
     def _calibration_views(self) -> tuple[Tensor, Tensor]:
         """Harmless variations of the references, and which reference each one shows."""
         images = self._reference_images
-        own = torch.arange(len(images), device=images.device).repeat(-(-CALIBRATION_VIEWS // len(images)))
+        fewest, most = CALIBRATION_VIEWS
+        own = torch.arange(len(images), device=images.device).repeat(-(-fewest // len(images)))
+        own = own[:: -(-len(own) // most)]
         return self.view_sampler(images[own], torch.Generator().manual_seed(self.seed)), own
 
     @property

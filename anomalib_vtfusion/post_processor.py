@@ -6,7 +6,6 @@ from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-
 # Share of the pixels of every normal calibration image that lies below the pixel threshold.
 NORMAL_PIXELS = 0.99
 
@@ -41,7 +40,8 @@ class FewShotPostProcessor(PostProcessor):
         self._pixel_threshold_metric.update(batch)
         self._take_thresholds()
         self._image_threshold.clamp_(min=scores.flatten()[labels == 0].max())
-        self._pixel_threshold.clamp_(min=maps.flatten(1)[labels == 0].quantile(NORMAL_PIXELS, dim=1).max())
+        normal_pixels = maps.flatten(1)[labels == 0].sort(dim=1).values
+        self._pixel_threshold.clamp_(min=normal_pixels[:, int(NORMAL_PIXELS * normal_pixels.shape[1])].max())
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take thresholds from validation if it shows normal and anomalous images, else keep the calibrated ones."""

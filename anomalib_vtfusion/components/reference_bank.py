@@ -57,7 +57,8 @@ def nearest_distance(queries: Tensor, rows: Tensor, blocked: Tensor | None = Non
 
 def _similarity(queries: Tensor, rows: Tensor, blocked: Tensor | None) -> Tensor:
     """Cosine similarity ``(B, N, R)``, -1 where a row is blocked."""
-    similarity = torch.matmul(queries, rows.t())
+    # One plain matrix product: a batched one would copy the rows for every image.
+    similarity = (queries.flatten(0, 1) @ rows.t()).unflatten(0, (queries.shape[0], -1))
     return similarity if blocked is None else similarity.masked_fill_(blocked[:, None, :], -1.0)
 
 
