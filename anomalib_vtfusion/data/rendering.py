@@ -222,7 +222,7 @@ def shade(surface: Surface, light: Light) -> Array:
     Returns:
         Linear light ``(CANVAS, CANVAS, 3)``, about in [0, 1].
     """
-    slope_y, slope_x = np.gradient(surface.height, (PIXEL))
+    slope_y, slope_x = np.gradient(surface.height, PIXEL)
     inverse = 1.0 / np.sqrt(1.0 + slope_x**2 + slope_y**2)
     lx, ly, lz = light.direction
     diffuse = np.clip((lz - slope_x * lx - slope_y * ly) * inverse, 0.0, None)
