@@ -117,10 +117,15 @@ class VisionTextEncoder(nn.Module):
         Raises:
             ValueError: If the images have another size.
         """
-        # While tracing, sizes are tensors and the check would be baked in as a warning.
-        if not torch.jit.is_tracing() and tuple(images.shape[1:]) != (3, *self.image_size):
-            raise ValueError(f"Expected images (B, 3, {self.image_size[0]}, {self.image_size[1]}), got {images.shape}.")
-        maps, tokens, pooled = self.image((images - self.mean) / self.std)
+        normalised = (images - self.mean) / self.std
+        if torch.jit.is_tracing():
+            maps, tokens, pooled = self._trace_image(normalised)
+        elif tuple(images.shape[1:]) == (3, *self.image_size):
+            maps, tokens, pooled = self.image(normalised)
+        else:
+            raise ValueError(
+                f"Expected images (B, 3, {self.image_size[0]}, {self.image_size[1]}), got {tuple(images.shape)}."
+            )
         return ImageFeatures(maps=maps, tokens=F.normalize(tokens, dim=1), pooled=F.normalize(pooled, dim=-1))
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
@@ -184,6 +189,15 @@ class VisionTextEncoder(nn.Module):
         if self.text is None:
             raise RuntimeError("The text tower was dropped; build a new VisionTextEncoder to encode texts.")
         return self.text
+
+    def _trace_image(self, normalised: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Run the image tower for the TorchScript-based ONNX exporter, which cannot translate fused attention."""
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            return self.image(normalised)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
 
     def _shapes(self) -> tuple[list[torch.Size], torch.Size, torch.Size]:
         """Shapes of maps, tokens and pooled embedding for one image, by a pass on tensors without storage."""

@@ -110,6 +110,20 @@ class TestEveryKind:
         more = torch.rand(5, 3, 64, 64)
         torch.testing.assert_close(program.module()(more), model(more), rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+    def test_traces_without_fused_attention(self, encoders, kind):
+        """The TorchScript-based ONNX exporter has no translation for it."""
+        encoder = encoders[kind]
+
+        def pooled(images):
+            return encoder.encode_image(images).pooled
+
+        traced = torch.jit.trace(pooled, torch.rand(2, 3, 64, 64), check_trace=False)
+        assert "_native_multi_head_attention" not in str(traced.inlined_graph)
+        assert torch.backends.mha.get_fastpath_enabled()
+        more = torch.rand(3, 3, 64, 64)
+        torch.testing.assert_close(traced(more), pooled(more), rtol=1e-4, atol=1e-5)
+
     def test_text_prompts(self, encoders, kind):
         encoder = encoders[kind]
         prompts = ["a metal nut", "a scratch", "a photo of the cookie with a hole"]
