@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 SHIPPED_ENCODER = "vtfusion-tiny"
 SHIPPED_FOLDER = Path(__file__).resolve().parent.parent / "weights" / SHIPPED_ENCODER
+# Weights taken for a model name when none are asked for: those that WinCLIP uses.
+DEFAULT_TAGS = {"ViT-B-16-plus-240": "laion400m_e32"}
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 LOCAL_PREFIX = "local-dir:"
 HUB_PREFIX = "hf-hub:"
@@ -70,8 +72,8 @@ def load_clip(encoder: str, weights: str | None = None) -> LoadedClip:
     Args:
         encoder: ``open_clip`` model name, ``"vtfusion-tiny"``, a folder in ``open_clip`` format (``"local-dir:PATH"``
             or the path itself), a weights file in such a folder, or ``"hf-hub:ORG/REPO"``.
-        weights: ``open_clip`` pretrained tag or path to a weights file. ``None`` and ``""`` mean random weights for a
-            model name and the folder's own weights for a folder.
+        weights: ``open_clip`` pretrained tag or path to a weights file. ``None`` means the default tag of a model name
+            and the folder's own weights for a folder; ``""`` means random weights for a model name.
 
     Returns:
         The model, its tokenizer and its image normalisation.
@@ -151,6 +153,13 @@ def _from_name(encoder: str, weights: str | None) -> _Source:
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
     preprocess = _preprocess_of_tags(name, tags)
+    if weights is None:
+        weights = DEFAULT_TAGS.get(name)
+        if weights is None:
+            raise ValueError(
+                f"Encoder {encoder!r} has no default weights: set weights to a file ({', '.join(WEIGHT_SUFFIXES)}), to "
+                f'"" for random ones, or to one of the tags {", ".join(tags) if tags else "(this model has none)"}.'
+            )
     if not weights:
         return _Source(name, model_cfg, None, preprocess)
     tag_cfg = open_clip.get_pretrained_cfg(name, weights)

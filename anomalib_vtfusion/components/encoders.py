@@ -43,8 +43,8 @@ class VisionTextEncoder(nn.Module):
         encoder: ``open_clip`` model name, ``"vtfusion-tiny"``, a folder in ``open_clip`` format (``"local-dir:PATH"``
             or the path itself), a weights file in such a folder, or ``"hf-hub:ORG/REPO"``.
         weights: ``open_clip`` pretrained tag or path to a ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file.
-            ``None`` and ``""`` mean random weights (always the same) for a model name and the folder's own weights for
-            a folder.
+            ``None`` means the default weights of a model name and the folder's own for a folder; ``""`` means random
+            weights (always the same) for a model name.
         layers: Layers whose maps are returned: blocks of a transformer, feature stages of a CNN, counted from 0.
             ``None`` takes four spread blocks or the stages of stride 8 and 16.
         image_size: Side or ``(H, W)`` of input images in pixels; ``None`` takes what the model was made for. Position

@@ -125,7 +125,7 @@ class TestNames:
         expected = torch.rand(4)
         torch.manual_seed(3)
         with caplog.at_level(logging.DEBUG):
-            first = VisionTextEncoder("small-vit")
+            first = VisionTextEncoder("small-vit", weights="")
         torch.testing.assert_close(torch.rand(4), expected)
         assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == [
             "Encoder 'small-vit' has random weights: its features know nothing of images or text."
@@ -153,13 +153,17 @@ class TestNames:
         with pytest.raises(ValueError, match="encoder is empty"):
             VisionTextEncoder("")
 
+    def test_no_weights_named_is_an_error_that_lists_the_tags(self, hub):
+        with pytest.raises(ValueError, match=r"'small-vit' has no default weights.*plain, quick, named"):
+            VisionTextEncoder("small-vit")
+
     def test_unknown_tag_lists_the_tags(self, hub):
         with pytest.raises(ValueError, match=r"Unknown weights 'laion9b'.*plain, quick, named"):
             VisionTextEncoder("small-vit", weights="laion9b")
 
     def test_hugging_face_text_towers_are_refused(self):
         with pytest.raises(ValueError, match="Hugging Face text tower"):
-            VisionTextEncoder("roberta-ViT-B-32")
+            VisionTextEncoder("roberta-ViT-B-32", weights="")
 
     def test_weights_from_a_file(self, hub, encoder_folders, encoders):
         encoder = VisionTextEncoder("small-vit", weights=str(encoder_folders["vit"] / "open_clip_model.safetensors"))
@@ -168,7 +172,7 @@ class TestNames:
 
 
 class TestHub:
-    def test_tag_from_the_cache(self, hub, encoder_folders, encoders):
+    def test_tag_from_the_cache(self, hub, encoder_folders, encoders, monkeypatch):
         put_in_hub_cache(
             hub,
             "someone/small-clip",
@@ -176,6 +180,8 @@ class TestHub:
         )
         encoder = VisionTextEncoder("small-vit", weights="plain")
         assert encoder.weights_hash == encoders["vit"].weights_hash
+        monkeypatch.setattr("anomalib_vtfusion.components.encoder_weights.DEFAULT_TAGS", {"small-vit": "plain"})
+        assert VisionTextEncoder("small-vit").weights_hash == encoder.weights_hash
         assert encoder.mean.flatten().tolist() == pytest.approx((0.1, 0.2, 0.3))
         assert encoder.std.flatten().tolist() == pytest.approx((0.4, 0.5, 0.6))
 

@@ -225,6 +225,6 @@ def test_known_towers_can_be_built(monkeypatch, name, size, dim, channels, grids
     for filler in ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "xavier_uniform_"):
         monkeypatch.setattr(torch.nn.init, filler, lambda tensor, *args, **kwargs: tensor)
     monkeypatch.setattr("anomalib_vtfusion.components.encoders.hash_state", lambda states: "0" * 64)
-    encoder = VisionTextEncoder(name)
+    encoder = VisionTextEncoder(name, weights="")
     assert (encoder.image_size, encoder.embed_dim, encoder.channels, encoder.grids) == (size, dim, channels, grids)
     assert encoder.context_length == 77
