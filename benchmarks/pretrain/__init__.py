@@ -1,0 +1,1 @@
+"""Training recipe of the shipped encoder ``vtfusion-tiny``; run with ``python -m benchmarks.pretrain``."""
