@@ -55,11 +55,11 @@ for name, scenario in scenarios.items():
 """
 
 API = """
-import json
+import json, os
 from anomalib.models import VTFusion, get_model, list_models
 from anomalib.data import DemoParts, FewShot, get_datamodule
 import anomalib.data, anomalib.models
-options = {"encoder": "RN50", "weights": ""}  # random weights: nothing is downloaded
+options = {"encoder": os.environ["ENCODER"]}
 print(json.dumps({
     "homes": [VTFusion.__module__, FewShot.__module__, DemoParts.__module__],
     "public": ["VTFusion" in anomalib.models.__all__, {"FewShot", "DemoParts"} <= set(anomalib.data.__all__)],
@@ -74,11 +74,12 @@ print(json.dumps({
 }))
 """
 BENCHMARK = """
+import os
 from anomalib.pipelines.benchmark.generator import BenchmarkJobGenerator
 few_shot = {"data": {"class_path": "Folder", "init_args": {"name": "x", "normal_dir": "."}}, "k_shot": 2}
 entry = {
     "seed": 0,
-    "model": {"class_path": "VTFusion", "init_args": {"encoder": "RN50", "weights": ""}},
+    "model": {"class_path": "VTFusion", "init_args": {"encoder": os.environ["ENCODER"]}},
     "data": {"class_path": "FewShot", "init_args": few_shot},
 }
 job, = BenchmarkJobGenerator(accelerator="cpu").generate_jobs(entry, None)
@@ -141,7 +142,7 @@ def run(command: list[str], folder: Path, **environment: str) -> subprocess.Comp
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def played(tmp_path_factory: pytest.TempPathFactory, cnn_encoder: str) -> dict[str, dict[str, Any]]:
     """Play all scenarios, once."""
     if not hasattr(os, "fork"):
         pytest.skip("needs os.fork")
@@ -158,7 +159,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
     result = subprocess.run(
         [sys.executable, "-c", PLAYER, str(folder)],
         cwd=folder,
-        env={**clean, "OMP_NUM_THREADS": "1"},
+        env={**clean, "OMP_NUM_THREADS": "1", "ENCODER": cnn_encoder},
         input=json.dumps(scenarios(plugin)),
         capture_output=True,
         text=True,
