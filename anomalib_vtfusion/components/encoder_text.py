@@ -23,12 +23,12 @@ class TextTower(nn.Module):
         tokenizer: Callable from a list of strings and a ``context_length`` to token ids.
     """
 
-    def __init__(self, clip: nn.Module, tokenizer: Any) -> None:
+    def __init__(self, clip: Any, tokenizer: Any) -> None:
         super().__init__()
         del clip.visual
         if hasattr(clip, "text_decoder"):
             del clip.text_decoder
-        self.clip = clip
+        self.clip: Any = clip  # which of its kinds it is shows in its attributes
         self.tokenizer = tokenizer
         inner = clip.text if hasattr(clip, "text") else clip
         self.context_length: int = inner.context_length

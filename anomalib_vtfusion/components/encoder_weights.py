@@ -117,7 +117,7 @@ def hash_state(states: Sequence[Mapping[str, Tensor]]) -> str:
         for name in sorted(state):
             tensor = state[name].detach().cpu().contiguous()
             digest.update(f"{index}:{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-            digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
