@@ -1,0 +1,1 @@
+"""Few-shot comparison of anomaly detectors: one process a cell, sweeps that survive, results in small files."""

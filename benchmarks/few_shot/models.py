@@ -1,0 +1,97 @@
+"""Builds the model and the datamodule of a cell from their entries."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+from anomalib.data import AnomalibDataModule
+from anomalib.models.components import AnomalibModule
+
+from anomalib_vtfusion.data.few_shot import FewShot, build_datamodule
+from anomalib_vtfusion.prompting import clean_class_name
+
+# Whose errors mean that weights could not be fetched, beside OSError.
+NETWORK_PACKAGES = ("httpx", "httpcore", "huggingface_hub", "requests", "urllib3")
+
+
+class UnavailableError(RuntimeError):
+    """A model's weights cannot be had here."""
+
+
+def find_model(class_path: str) -> type[AnomalibModule]:
+    """Return a model class.
+
+    Args:
+        class_path: A name of ``anomalib.models`` or a dotted path.
+
+    Raises:
+        ValueError: If there is no such class, or it is no Anomalib model.
+    """
+    module, _, name = class_path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module or "anomalib.models"), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"There is no model class {class_path!r}: {error}") from error
+    if not (inspect.isclass(found) and issubclass(found, AnomalibModule)):
+        raise ValueError(f"{class_path!r} is not an Anomalib model.")
+    return found
+
+
+def model_arguments(entry: dict[str, Any], cell: dict[str, Any], class_name: str) -> dict[str, Any]:
+    """Arguments of a cell's model: those of its entry, and what the cell decides where the class takes it.
+
+    Raises:
+        ValueError: If the class does not take one of the entry's arguments.
+    """
+    model = find_model(entry["class_path"])
+    taken = inspect.signature(model.__init__).parameters
+    unknown = sorted(set(entry["init_args"]) - set(taken))
+    if unknown:
+        raise ValueError(f"{entry['class_path']} does not take {', '.join(unknown)}; it takes {', '.join(taken)}.")
+    decided = {"class_name": class_name, "k_shot": cell["k"], "seed": cell["seed"]}
+    arguments = {name: value for name, value in decided.items() if name in taken}
+    size = entry["image_size"]
+    if size is not None and "image_size" in taken:
+        arguments["image_size"] = size
+    elif size is not None:
+        arguments["pre_processor"] = model.configure_pre_processor((size, size))
+    # Scores are taken before Anomalib's evaluator, and pictures are not drawn.
+    return {**arguments, **entry["init_args"], "evaluator": False, "visualizer": False}
+
+
+def build_model(entry: dict[str, Any], cell: dict[str, Any], class_name: str) -> AnomalibModule:
+    """Build a cell's model.
+
+    Raises:
+        UnavailableError: If its weights are missing and cannot be downloaded.
+        ValueError: If an argument is wrong.
+    """
+    arguments = model_arguments(entry, cell, class_name)
+    try:
+        return find_model(entry["class_path"])(**arguments)
+    except Exception as error:
+        if not _could_not_fetch(error):
+            raise
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UnavailableError(f"Its weights cannot be had: {reason}") from error
+
+
+def build_data(entry: dict[str, Any], cell: dict[str, Any]) -> FewShot:
+    """Build a cell's datamodule: k references (one for a zero-shot model, which is not shown it)."""
+    data = build_datamodule({"class_path": entry["class_path"], "init_args": entry["init_args"]})
+    return FewShot(data=data, k_shot=max(1, cell["k"]), seed=cell["seed"])
+
+
+def class_name_of(entry: dict[str, Any], datamodule: AnomalibDataModule) -> str:
+    """What prompts call the category."""
+    return entry["class_name"] or clean_class_name(datamodule.category or datamodule.name)
+
+
+def _could_not_fetch(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in NETWORK_PACKAGES:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
