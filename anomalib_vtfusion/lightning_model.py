@@ -187,6 +187,7 @@ class VTFusion(AnomalibModule):
         self.model.eval()
         self.model.set_references(views, owners, torch.Generator().manual_seed(self.seed))
         self.model.set_statistics(*self._calibration_views())
+        self.model.train()  # Lightning leaves the mode as it finds it
         self._settled_at = None
 
     def teardown(self, stage: str) -> None:
