@@ -6,7 +6,8 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser
 
-from benchmarks.few_shot.cells import plan, task
+from benchmarks.few_shot.cells import State, plan, state, task
+from benchmarks.few_shot.check import check_classes
 from benchmarks.few_shot.config import SweepConfig
 from benchmarks.few_shot.executors import Executor, Limits, LocalExecutor
 from benchmarks.few_shot.progress import Progress
@@ -60,12 +61,15 @@ def main(arguments: list[str] | None = None) -> int:
         if options.list:
             print("\n".join(cell.id for cell in cells))
             return 0
-        executor = make_executor(options.executor, options.jobs, Limits(options.timeout, options.memory))
+        folder = options.results / config.name
+        tasks = [task(config, cell, folder, options.accelerator) for cell in cells]
+        limits = Limits(options.timeout, options.memory)
+        if any(state(job) is not State.DONE for job in tasks):
+            check_classes(config)
+        executor = make_executor(options.executor, options.jobs, limits)
     except (ValueError, OSError, ImportError) as error:
         print(error, file=sys.stderr)
         return 2
-    folder = options.results / config.name
-    tasks = [task(config, cell, folder, options.accelerator) for cell in cells]
     counts = run_sweep(tasks, executor, Progress(jobs=options.jobs))
     return 1 if counts["failed"] else 0
 

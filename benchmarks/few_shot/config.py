@@ -46,7 +46,8 @@ class DatasetEntry:
     Attributes:
         class_path: Class of an Anomalib image datamodule: a name of ``anomalib.data`` or a dotted path.
         categories: Categories to run.
-        init_args: Further arguments; ``category`` is filled in, and ``root`` where the sweep is given one.
+        init_args: Further arguments, in which ``{category}`` stands for the category. A ``category`` argument is filled
+            in where the class takes one; ``root`` lies in the sweep's, if that has one.
         class_names: What text prompts call a category, where its folder's name does not say it.
     """
 
@@ -66,7 +67,7 @@ class SweepConfig:
         datasets: Data sets by the name that tables show.
         k: Numbers of reference images.
         seeds: Seeds of the choice of references and of everything random in a model.
-        root: Folder of the data, in place of the ``root`` of each data set's ``init_args``.
+        root: Folder of the data: the root of each data set, or where its own relative one lies.
         pictures: How many test images of a category to keep small heat maps of, for the first seed and the most shots;
             0 keeps none, and with them no picture of the data.
     """
@@ -125,9 +126,10 @@ class SweepConfig:
 
     def data_arguments(self, name: str, category: str) -> dict[str, Any]:
         """Arguments of the datamodule of ``category`` in data set ``name``."""
-        arguments = dict(self.datasets[name].init_args)
+        given = self.datasets[name].init_args
+        arguments = {k: v.replace("{category}", category) if isinstance(v, str) else v for k, v in given.items()}
         if self.root is not None:
-            arguments["root"] = self.root
+            arguments["root"] = str(Path(self.root) / arguments.get("root", ""))
         return {**arguments, "category": category}
 
     def _name_problems(self) -> list[str]:
@@ -148,14 +150,15 @@ class SweepConfig:
         if unknown:
             problems.append(f"class_names of {name} names categories that are not run: {', '.join(unknown)}.")
         reads_folders = dataset.class_path.rpartition(".")[2] in CATEGORY_FOLDERS
-        root = self.root or dataset.init_args.get("root")
-        if root is None:
+        roots = {category: self.data_arguments(name, category).get("root") for category in dataset.categories}
+        if None in roots.values():
             return [*problems, f"Where is {name}? Give its folder with --root."] if reads_folders else problems
-        if not Path(root).is_dir():
-            return [*problems, f"The folder of {name} does not exist: {root}"]
+        missing = sorted({str(root) for root in roots.values() if not Path(str(root)).is_dir()})
+        if missing:
+            return problems + [f"The folder of {name} does not exist: {root}" for root in missing]
         if reads_folders:
-            missing = [category for category in dataset.categories if not _has_category(Path(root), category)]
-            problems += [f"{name} has no folder {Path(root) / category}." for category in missing]
+            lacking = [category for category, root in roots.items() if not _has_category(Path(str(root)), category)]
+            problems += [f"{name} has no folder {Path(str(roots[category])) / category}." for category in lacking]
         return problems
 
 

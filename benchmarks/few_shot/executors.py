@@ -94,7 +94,7 @@ class CellProcess:
         for name in ("error", "skipped"):
             Path(task["files"][name]).unlink(missing_ok=True)
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        environment = child_environment()
         if threads is not None:
             environment.setdefault("OMP_NUM_THREADS", str(threads))
         self._begin = time.monotonic()
@@ -190,6 +190,11 @@ class LocalExecutor:
         for process in self._running:
             process.kill()
         self._running = []
+
+
+def child_environment() -> dict[str, str]:
+    """Environment of a process that imports this project, wherever it is started."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 
 
 def write_reason(path: Path, task: dict[str, Any], reason: str, **details: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from anomalib.data import AnomalibDataModule
 from anomalib.models.components import AnomalibModule
 
-from anomalib_vtfusion.data.few_shot import FewShot, build_datamodule
+from anomalib_vtfusion.data.few_shot import FewShot
 from anomalib_vtfusion.prompting import clean_class_name
 
 # Whose errors mean that weights could not be fetched, beside OSError.
@@ -29,14 +29,30 @@ def find_model(class_path: str) -> type[AnomalibModule]:
     Raises:
         ValueError: If there is no such class, or it is no Anomalib model.
     """
-    module, _, name = class_path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module or "anomalib.models"), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"There is no model class {class_path!r}: {error}") from error
+    found = _find(class_path, "anomalib.models", "model")
     if not (inspect.isclass(found) and issubclass(found, AnomalibModule)):
         raise ValueError(f"{class_path!r} is not an Anomalib model.")
     return found
+
+
+def find_data(class_path: str) -> type[AnomalibDataModule]:
+    """Return a datamodule class.
+
+    Args:
+        class_path: A name of ``anomalib.data`` or a dotted path.
+
+    Raises:
+        ValueError: If there is no such class, or it is no Anomalib datamodule.
+    """
+    found = _find(class_path, "anomalib.data", "datamodule")
+    if not (inspect.isclass(found) and issubclass(found, AnomalibDataModule)):
+        raise ValueError(f"{class_path!r} is not an Anomalib datamodule.")
+    return found
+
+
+def takes(kind: type, argument: str) -> bool:
+    """Whether a datamodule class takes an argument; every one may be given a category, which not all know."""
+    return argument != "category" or argument in inspect.signature(kind).parameters
 
 
 def model_arguments(entry: dict[str, Any], cell: dict[str, Any], class_name: str) -> dict[str, Any]:
@@ -80,13 +96,22 @@ def build_model(entry: dict[str, Any], cell: dict[str, Any], class_name: str) ->
 
 def build_data(entry: dict[str, Any], cell: dict[str, Any]) -> FewShot:
     """Build a cell's datamodule: k references (one for a zero-shot model, which is not shown it)."""
-    data = build_datamodule({"class_path": entry["class_path"], "init_args": entry["init_args"]})
+    found = find_data(entry["class_path"])
+    data = found(**{name: value for name, value in entry["init_args"].items() if takes(found, name)})
     return FewShot(data=data, k_shot=max(1, cell["k"]), seed=cell["seed"])
 
 
 def class_name_of(entry: dict[str, Any], datamodule: AnomalibDataModule) -> str:
     """What prompts call the category."""
-    return entry["class_name"] or clean_class_name(datamodule.category or datamodule.name)
+    return entry["class_name"] or clean_class_name(entry["init_args"]["category"] or datamodule.name)
+
+
+def _find(class_path: str, package: str, kind: str) -> Any:
+    module, _, name = class_path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module or package), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"There is no {kind} class {class_path!r}: {error}") from error
 
 
 def _could_not_fetch(error: BaseException | None) -> bool:

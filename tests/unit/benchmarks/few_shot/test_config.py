@@ -70,6 +70,15 @@ def test_missing_category_folder_is_told(tmp_path: Path) -> None:
         load(tmp_path, datasets=datasets)
 
 
+def test_roots_and_categories_are_filled_in(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    arguments = {"name": "{category}", "root": "{category}", "normal_dir": "good", "train_batch_size": 2}
+    datasets = {"d": {"class_path": "Folder", "categories": ["x"], "init_args": arguments}}
+    config = load(tmp_path, datasets=datasets, root=str(tmp_path))
+    expected = {"name": "x", "root": str(tmp_path / "x"), "normal_dir": "good", "train_batch_size": 2, "category": "x"}
+    assert config.data_arguments("d", "x") == expected
+
+
 def test_every_combination_is_a_cell_once_and_early_cells_compare_all_models(tmp_path: Path) -> None:
     cells = list(plan(load(tmp_path)))
     assert len(cells) == len({cell.id for cell in cells}) == 2 * 2 * 2 * 2

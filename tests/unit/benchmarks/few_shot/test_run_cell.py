@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.few_shot.cells import State, plan, state, task
+from benchmarks.few_shot.check import check
 from benchmarks.few_shot.config import DatasetEntry, ModelEntry, SweepConfig
 from benchmarks.few_shot.models import UnavailableError, build_model, find_model
 from benchmarks.few_shot.pictures import choose
@@ -145,3 +146,44 @@ def test_pictures_are_spread_over_the_kinds_of_defect() -> None:
     assert chosen == ["crack/000.png", "crack/002.png", "good/000.png", "good/002.png", "hole/000.png", "hole/002.png"]
     assert choose(names, 0) == []
     assert len(choose(names, 99)) == 15
+
+
+def test_classes_and_arguments_are_checked_before_the_first_cell() -> None:
+    good = {"class_path": "Padim", "init_args": {"n_features": 10}, "image_size": 64}
+    data = {"class_path": "Folder", "init_args": {"name": "x"}}
+    assert check({"models": {"A": good}, "datasets": {"d": data}}) == []
+    problems = check(
+        {
+            "models": {"A": {**good, "init_args": {"shots": 1}}, "B": {**good, "class_path": "Padum"}},
+            "datasets": {"d": {**data, "init_args": {"colour": 1}}, "e": {**data, "class_path": "Padim"}},
+        }
+    )
+    assert [problem.split(":")[0] for problem in problems] == ["Model A", "Model B", "Data set d", "Data set e"]
+    assert "does not take shots" in problems[0]
+    assert "no model class 'Padum'" in problems[1]
+    assert "does not take colour" in problems[2]
+    assert "no datamodule class 'Padim'" in problems[3]
+
+
+def test_a_folder_of_images_can_be_compared_on(parts, make_task) -> None:
+    datasets = {
+        "own": DatasetEntry(
+            "Folder",
+            ["woven"],
+            {
+                **DATA,
+                "name": "own",
+                "root": str(parts / "{category}"),
+                "normal_dir": "train/good",
+                "normal_test_dir": "test/good",
+                "abnormal_dir": "test/square",
+                "mask_dir": "ground_truth/square",
+            },
+        )
+    }
+    entry = ModelEntry(MODELS["PaDiM"][0], make_task("PaDiM")["model"]["init_args"])
+    config = SweepConfig("own", {"PaDiM": entry}, datasets, [1], [0])
+    result = run(task(config, next(plan(config)), parts.parent / "own", accelerator="cpu"))
+    assert result["images"] == 4
+    assert result["class_name"] == "woven"
+    assert all(value is not None for value in result["metrics"].values())
