@@ -12,6 +12,7 @@ from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor
 from torchvision.transforms.v2 import Compose, Resize
@@ -21,11 +22,16 @@ from anomalib_vtfusion.components.feature_noise import sample_feature_noise
 from anomalib_vtfusion.data.references import References, choose_references
 from anomalib_vtfusion.loss import VTFusionLoss
 from anomalib_vtfusion.post_processor import FewShotPostProcessor
-from anomalib_vtfusion.prompting import ANOMALOUS_STATES, NORMAL_STATES, build_prompts, clean_class_name
+from anomalib_vtfusion.prompting import ANOMALOUS_STATES, NORMAL_STATES, PromptSet, build_prompts, clean_class_name
 from anomalib_vtfusion.synthesis import AnomalySynthesizer
 from anomalib_vtfusion.synthesis.views import ViewSampler, reference_views
 from anomalib_vtfusion.torch_model import Components, VTFusionModel
-from anomalib_vtfusion.trainer_setup import checked_datamodule, checked_transform, replace_trainer_defaults
+from anomalib_vtfusion.trainer_setup import (
+    TrainingDataSwap,
+    checked_datamodule,
+    checked_transform,
+    replace_trainer_defaults,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +147,8 @@ class VTFusion(AnomalibModule):
         self.synthesizer = synthesizer
         self.view_sampler = ViewSampler(turn=rotate_references)
         self._references: References | None = None
-        self._original_train_data: Any = None
+        self._prompts: PromptSet | None = None
+        self._training_data = TrainingDataSwap()
         self._settled_at: int | None = None
 
     # -- fit: references and data -------------------------------------------------------------------------------------
@@ -163,7 +170,9 @@ class VTFusion(AnomalibModule):
         class_name = self.class_name or clean_class_name(datamodule.category or datamodule.name)
         logger.info("%s: %d references, prompts for %r.", self.name, len(self._references.paths), class_name)
         prompts = build_prompts(class_name, **self.prompt_options)
-        self.model.set_prompts(prompts)
+        if prompts != self._prompts:  # fitting again needs no text tower, unless it is for another class
+            self.model.set_prompts(prompts)
+            self._prompts = prompts
         # A learnable context takes the place of the templates, so it stands in front of the bare states.
         self._state_phrases = (
             prompts.normal if self.prompt_options["normal_prompts"] else [s.format(class_name) for s in NORMAL_STATES],
@@ -173,9 +182,8 @@ class VTFusion(AnomalibModule):
         )
         if self.model.text_features.context is None:
             self.model.encoder.drop_text_tower()
-        self._original_train_data = datamodule.train_data
         rows = max(1, self.num_steps if self._trains else 1) * datamodule.train_batch_size
-        datamodule.train_data = self._references.repeated(datamodule.train_data, rows)
+        self._training_data.replace(datamodule, self._references.repeated(datamodule.train_data, rows))
 
     def on_fit_start(self) -> None:
         """Fill the reference bank and measure its statistics."""
@@ -190,11 +198,9 @@ class VTFusion(AnomalibModule):
         self.model.train()  # Lightning leaves the mode as it finds it
         self._settled_at = None
 
-    def teardown(self, stage: str) -> None:
-        """Give the datamodule its own training data back."""
-        if stage == "fit" and self._original_train_data is not None:
-            self.trainer.datamodule.train_data = self._original_train_data  # type: ignore[attr-defined]
-            self._original_train_data = None
+    def configure_callbacks(self) -> list[Callback]:
+        """Anomalib's own, and the one that gives the datamodule its training data back."""
+        return [*super().configure_callbacks(), self._training_data]  # type: ignore[misc]
 
     # -- fit: steps ---------------------------------------------------------------------------------------------------
 

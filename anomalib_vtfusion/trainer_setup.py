@@ -2,9 +2,9 @@
 
 import logging
 
-from anomalib.data import AnomalibDataModule
+from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.data.utils import ValSplitMode
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torchvision.transforms.v2 import Compose, Normalize, Transform
 
@@ -65,3 +65,32 @@ def replace_trainer_defaults(trainer: Trainer, datamodule: AnomalibDataModule) -
     if not hasattr(datamodule, "val_data") and datamodule.val_split_mode == ValSplitMode.NONE:
         # Anomalib's datamodules fail in val_dataloader() then, instead of saying that there is none.
         trainer.limit_val_batches = 0
+
+
+class TrainingDataSwap(Callback):
+    """Shows other training data during a fit, and gives the datamodule its own back, after an error as well."""
+
+    def __init__(self) -> None:
+        self._original: tuple[AnomalibDataModule, AnomalibDataset] | None = None
+
+    def replace(self, datamodule: AnomalibDataModule, data: AnomalibDataset) -> None:
+        """Let ``datamodule`` train on ``data`` until the fit is over."""
+        self._original = datamodule, datamodule.train_data
+        datamodule.train_data = data
+
+    def restore(self) -> None:
+        """Give back what `replace` took; calling it again does nothing."""
+        if self._original is not None:
+            datamodule, data = self._original
+            datamodule.train_data = data
+            self._original = None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """The fit is over."""
+        del trainer, pl_module, stage
+        self.restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """The fit broke off: Lightning calls no `teardown` then."""
+        del trainer, pl_module, exception
+        self.restore()

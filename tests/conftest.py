@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 SIZE = 64
+torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 TEXT_TOWER = {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
 TOWERS = {
     "cnn": {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear"},
