@@ -73,6 +73,9 @@ class VTFusionModel(nn.Module):
         dim: Width ``d`` of the fused map.
         bank_size: Most rows of the reference bank a layer.
         seed: Seed of the initial weights.
+
+    Raises:
+        ValueError: If ``learnable_context`` is negative or leaves no room for words, or ``bank_size`` is not positive.
     """
 
     def __init__(
@@ -85,6 +88,10 @@ class VTFusionModel(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        room = encoder.context_length - 3  # start, one word, end
+        if not 0 <= learnable_context <= room:
+            msg = f"learnable_context must be 0 (none) to {room} tokens for this encoder; got {learnable_context}."
+            raise ValueError(msg)
         self.components = components
         self.encoder = encoder
         self.grid = max(encoder.grids)
