@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from anomalib import LearningType
-from anomalib.data import Batch, ImageBatch
+from anomalib.data import Batch, ImageBatch, InferenceBatch
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Score
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
@@ -318,12 +318,13 @@ class VTFusion(AnomalibModule):
         return self._explained(batch)
 
     def _explained(self, batch: Any) -> Any:
-        """Predictions, and for each image above the threshold the defect phrases that fit its anomaly best."""
+        """Predictions, and for each image called anomalous the defect phrases that fit its anomaly best."""
         prediction = self.model.predict(batch.image)
         scores, maps = self.model.to_probabilities(prediction, batch.image.shape[-2:])
-        threshold = self.post_processor.image_threshold if isinstance(self.post_processor, PostProcessor) else 0.5
+        post_processor = self.post_processor if isinstance(self.post_processor, PostProcessor) else None
+        labels = post_processor(InferenceBatch(pred_score=scores)).pred_label if post_processor else None
         phrases = self.model.explain(prediction)
-        anomalous = (scores[:, 0] > torch.as_tensor(threshold).nan_to_num(0.5)).tolist()
+        anomalous = (scores > 0.5 if labels is None else labels)[:, 0].tolist()
         explanation = [", ".join(found) if called else "" for found, called in zip(phrases, anomalous, strict=True)]
         return batch.update(pred_score=scores, anomaly_map=maps, explanation=explanation)
 

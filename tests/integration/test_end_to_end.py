@@ -155,12 +155,18 @@ class TestFitTestPredict:
         alone = make_engine().predict(make_model(), dataset=single, ckpt_path=run.checkpoint, return_predictions=True)
         assert float(alone[0].pred_score) == pytest.approx(scores[1], abs=1e-5)
 
-    def test_explanations_come_with_the_test_results(self, run):
+    @pytest.mark.parametrize(("sensitivity", "called"), [(1.0, True), (0.0, False)])
+    def test_explanations_follow_the_labels(self, run, sensitivity, called):
+        """The user's sensitivity moves the labels, and so which images are explained."""
         batch = next(iter(run.datamodule.test_dataloader()))
-        run.model.eval()
+        post_processor = run.model.eval().post_processor
+        before, post_processor.image_sensitivity = post_processor.image_sensitivity, sensitivity
         with torch.no_grad():
             result = run.model.test_step(batch, 0)
-        assert len(result.explanation) == len(result.pred_score)
+            post_processor.post_process_batch(result)
+        post_processor.image_sensitivity = before
+        assert [bool(phrases) for phrases in result.explanation] == [called] * 2
+        assert result.pred_label.flatten().tolist() == [called] * 2
 
     def test_the_module_alone_maps_images_to_post_processed_predictions(self, run):
         """What is exported: images of any size in [0, 1] in, normalised predictions out."""
@@ -200,9 +206,13 @@ class TestTrainerArguments:
         ("arguments", "steps"), [({"max_steps": 2}, 2), ({"max_epochs": 2}, 2 * STEPS), ({"limit_train_batches": 1}, 1)]
     )
     def test_the_user_s_own_are_kept(self, make_model, make_engine, parts_datamodule, arguments, steps):
-        engine = make_engine(**arguments)
-        fitted(make_model(), engine, parts_datamodule())
+        engine, datamodule = make_engine(**arguments), parts_datamodule()
+        model = fitted(make_model(), engine, datamodule)
         assert engine.trainer.global_step == steps
+        # Whenever the fit ends, what is saved is the model as it is then.
+        loaded = VTFusion.load_from_checkpoint(engine.checkpoint_callback.best_model_path)
+        assert torch.equal(scores_of(loaded, datamodule), scores_of(model, datamodule))
+        assert loaded.post_processor.image_threshold == model.post_processor.image_threshold
 
     def test_bfloat16(self, make_model, make_engine, parts_datamodule):
         datamodule = parts_datamodule()
@@ -307,8 +317,11 @@ class TestDataModules:
         return datamodule
 
     def test_validation_on_test_images_is_warned_of(self, make_model, make_engine, parts_datamodule, caplog):
+        engine = make_engine()
         with caplog.at_level(logging.WARNING):
-            fitted(make_model(num_steps=1), make_engine(), parts_datamodule(val_split_mode="same_as_test"))
+            model = fitted(make_model(num_steps=1), engine, parts_datamodule(val_split_mode="same_as_test"))
+        saved = torch.load(engine.checkpoint_callback.best_model_path, weights_only=True)["state_dict"]
+        assert saved["post_processor._image_threshold"] == model.post_processor.image_threshold
         assert "validates on test images (val_split_mode=same_as_test)" in caplog.text
         caplog.clear()
         with caplog.at_level(logging.WARNING):
@@ -342,8 +355,9 @@ class TestDataModules:
 
     def test_vit_tower_and_non_square_images(self, make_model, make_engine, parts_datamodule, vit_encoder):
         datamodule, engine = parts_datamodule(), make_engine()
-        model = fitted(make_model(encoder=vit_encoder, image_size=(64, 96)), engine, datamodule)
-        assert engine.test(model, datamodule=datamodule)[0]["image_AUROC"] >= 0.5
+        model = make_model(encoder=vit_encoder, image_size=(64, 96))
+        metrics = engine.train(model, datamodule=datamodule)[0]  # fit, then test of the checkpoint
+        assert metrics["image_AUROC"] >= 0.5
         with torch.no_grad():
             output = model.model(next(iter(datamodule.test_dataloader())).image)
         assert output.anomaly_map.shape == (2, 1, 64, 96)
