@@ -307,6 +307,8 @@ class VTFusionModel(nn.Module):
             )
             raise ValueError(msg)
         self.text_features.phrases = tuple(state["phrases"])  # type: ignore[arg-type]
+        # The embeddings come with the state, those behind a learnable context too.
+        self.encoder.drop_text_tower()
 
 
 def _compress(evidence: Tensor) -> Tensor:

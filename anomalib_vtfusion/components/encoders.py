@@ -81,6 +81,7 @@ class VisionTextEncoder(nn.Module):
         super().__init__()
         size = None if image_size is None else _as_pair(image_size)
         self.name = encoder
+        self._weights = weights
         loaded = load_clip(encoder, weights)
         visual: Any = loaded.model.visual  # its kind is found out by build_image_tower
         self.text: TextTower | None = TextTower(loaded.model, loaded.tokenizer)
@@ -138,7 +139,6 @@ class VisionTextEncoder(nn.Module):
             Token ids ``(N, context_length)``, int64, on the CPU.
 
         Raises:
-            RuntimeError: If the text tower was dropped.
             ValueError: If there is no prompt or one is empty.
         """
         return self._text_tower().tokenize(prompts)
@@ -153,7 +153,6 @@ class VisionTextEncoder(nn.Module):
             Embeddings ``(N, D)`` of unit length.
 
         Raises:
-            RuntimeError: If the text tower was dropped.
             ValueError: If there is no prompt or one is empty.
         """
         with torch.no_grad():
@@ -172,13 +171,12 @@ class VisionTextEncoder(nn.Module):
             Embeddings ``(N, D)`` of unit length.
 
         Raises:
-            RuntimeError: If the text tower was dropped.
             ValueError: If the context has another width or leaves no room for words.
         """
         return self._text_tower()(prompts, context)
 
     def drop_text_tower(self) -> None:
-        """Free the text tower's memory; texts cannot be encoded afterwards."""
+        """Free the text tower's memory; it is loaded again if a text is to be encoded after all."""
         self.text = None
 
     def train(self, mode: bool = True) -> "VisionTextEncoder":  # noqa: ARG002
@@ -186,8 +184,19 @@ class VisionTextEncoder(nn.Module):
         return super().train(mode=False)
 
     def _text_tower(self) -> TextTower:
+        """The text tower, loaded again from where it came if it was dropped.
+
+        Raises:
+            ValueError: If there are other weights by now.
+            FileNotFoundError: If the weights are gone.
+        """
         if self.text is None:
-            raise RuntimeError("The text tower was dropped; build a new VisionTextEncoder to encode texts.")
+            loaded = load_clip(self.name, self._weights)
+            visual: Any = loaded.model.visual
+            text = TextTower(loaded.model, loaded.tokenizer).requires_grad_(requires_grad=False).eval()
+            if hash_state([visual.state_dict(), text.state_dict()]) != self.weights_hash:
+                raise ValueError(f"The weights of {self.name!r} have changed since it was built; build it anew.")
+            self.text = text.to(self.mean.device)
         return self.text
 
     def _trace_image(self, normalised: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:

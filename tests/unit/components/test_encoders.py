@@ -1,7 +1,10 @@
 """Encoders: small random towers of every kind, and every way images, layers and prompts can be wrong."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from anomalib_vtfusion.components.encoders import VisionTextEncoder
 
@@ -195,20 +198,30 @@ def test_bad_prompts_and_contexts(encoders):
         encoder.encode_text_with_context(["a nut"], torch.zeros(14, 64))
 
 
-def test_dropped_text_tower(encoder_folders):
+def test_dropped_text_tower_is_loaded_again_when_needed(encoder_folders):
     encoder = VisionTextEncoder(f"local-dir:{encoder_folders['vit']}")
     digest, count = encoder.weights_hash, sum(p.numel() for p in encoder.parameters())
+    expected = encoder.encode_text(["a nut"])
     encoder.drop_text_tower()
     assert sum(p.numel() for p in encoder.parameters()) < count - 49408 * 64
     assert encoder.weights_hash == digest
     encoder.encode_image(torch.rand(1, 3, 64, 64))
-    for call in (
-        encoder.encode_text,
-        encoder.tokenize,
-        lambda p: encoder.encode_text_with_context(p, torch.zeros(1, 64)),
-    ):
-        with pytest.raises(RuntimeError, match="dropped"):
-            call(["a nut"])
+    assert encoder.text is None
+    assert torch.equal(encoder.encode_text(["a nut"]), expected)
+    assert sum(p.numel() for p in encoder.parameters()) == count
+    assert not any(p.requires_grad for p in encoder.parameters())
+
+
+def test_dropped_text_tower_must_not_change(encoder_folders, tmp_path):
+    folder = shutil.copytree(encoder_folders["vit"], tmp_path / "tower")
+    encoder = VisionTextEncoder(str(folder))
+    encoder.drop_text_tower()
+    weights = folder / "open_clip_model.safetensors"
+    state = load_file(weights)
+    state["logit_scale"] += 1
+    save_file(state, weights)
+    with pytest.raises(ValueError, match="have changed"):
+        encoder.encode_text(["a nut"])
 
 
 @pytest.mark.parametrize(
