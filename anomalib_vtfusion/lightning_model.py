@@ -198,6 +198,10 @@ class VTFusion(AnomalibModule):
         self.model.train()  # Lightning leaves the mode as it finds it
         self._settled_at = None
 
+    def on_fit_end(self) -> None:
+        """Free the text tower: what it said is stored, behind a learnable context too."""
+        self.model.encoder.drop_text_tower()
+
     def configure_callbacks(self) -> list[Callback]:
         """Anomalib's own, and the one that gives the datamodule its training data back."""
         return [*super().configure_callbacks(), self._training_data]  # type: ignore[misc]
