@@ -51,8 +51,9 @@ class CropWindowModel(nn.Module):
         encoder: Name of the encoder.
         weights: Its weights.
         image_size: Input size; None for the encoder's own.
-        grid: The image is divided into ``grid x grid`` cells; windows move by one.
+        grid: The image is divided into ``grid x grid`` cells.
         scales: Sides of the windows, in cells.
+        stride: Cells that windows move by; 2 costs a quarter of 1.
 
     Raises:
         ValueError: If the input cannot be divided so.
@@ -68,20 +69,25 @@ class CropWindowModel(nn.Module):
         image_size: int | tuple[int, int] | None = None,
         grid: int = 8,
         scales: tuple[int, ...] = (2, 3),
+        stride: int = 1,
     ) -> None:
         super().__init__()
         self.encoder = VisionTextEncoder(encoder, weights, image_size=image_size)
         height, width = self.encoder.image_size
-        if height % grid or width % grid or not all(0 < scale <= grid for scale in scales):
-            raise ValueError(f"Images of {height} x {width} have no {grid} x {grid} cells with windows of {scales}.")
-        self.grid, self.scales = grid, scales
+        covered = all(0 < scale <= grid and (grid - scale) % stride == 0 and scale >= stride for scale in scales)
+        if height % grid or width % grid or not covered:
+            raise ValueError(
+                f"Windows of {scales} cells that move by {stride} do not cover {height} x {width} images of "
+                f"{grid} x {grid} cells."
+            )
+        self.grid, self.stride = grid, stride
         self.cell = (height // grid, width // grid)
         sides = [(scale * self.cell[0], scale * self.cell[1]) for scale in scales]
         crop_encoders = [VisionTextEncoder(encoder, weights, image_size=side) for side in sides]
         for crop_encoder in crop_encoders:
             crop_encoder.drop_text_tower()
         self.crop_encoders = nn.ModuleList(crop_encoders)
-        self.masks = [make_masks((grid, grid), scale) for scale in scales]
+        self.masks = [make_masks((grid, grid), scale, stride) for scale in scales]
         self.register_buffer("text", torch.empty(0))
         self.register_buffer("reference_patches", torch.empty(0))
         self.reference_windows: list[Tensor] = []
@@ -138,7 +144,8 @@ class CropWindowModel(nn.Module):
     def _windows(self, images: Tensor, encoder: Any) -> Tensor:
         """Embeddings ``(B, W, D)`` of all windows of one scale."""
         side = encoder.image_size
-        crops = F.unfold(images, kernel_size=side, stride=self.cell).transpose(1, 2).reshape(-1, 3, *side)
+        step = (self.stride * self.cell[0], self.stride * self.cell[1])
+        crops = F.unfold(images, kernel_size=side, stride=step).transpose(1, 2).reshape(-1, 3, *side)
         pooled = torch.cat([encoder.encode_image(chunk).pooled for chunk in crops.split(CHUNK)])
         return pooled.reshape(len(images), -1, pooled.shape[-1])
 
@@ -160,6 +167,7 @@ class EncoderWinClip(ReferenceWinClip):
         image_size: Input size; None for the encoder's own.
         grid: Cells of the image in each direction.
         scales: Sides of the windows in cells.
+        stride: Cells that windows move by.
         **parts: Anomalib's ``post_processor``, ``evaluator`` and ``visualizer``.
     """
 
@@ -172,9 +180,10 @@ class EncoderWinClip(ReferenceWinClip):
         image_size: int | tuple[int, int] | None = None,
         grid: int = 8,
         scales: tuple[int, ...] = (2, 3),
+        stride: int = 1,
         **parts: Any,
     ) -> None:
-        model = CropWindowModel(encoder, weights, image_size, grid, tuple(scales))
+        model = CropWindowModel(encoder, weights, image_size, grid, tuple(scales), stride)
         # Past WinClip's own constructor, which builds a ViT with downloaded weights.
         AnomalibModule.__init__(self, pre_processor=resize_to(model.encoder.image_size), **parts)
         self.model = model

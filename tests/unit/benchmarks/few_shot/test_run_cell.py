@@ -112,6 +112,17 @@ def test_winclip_takes_its_references_as_it_takes_queries(parts_datamodule, cnn_
     assert torch.allclose(together.anomaly_map, alone.anomaly_map / 2, atol=1e-3)
 
 
+def test_windows_must_cover_the_image(cnn_encoder) -> None:
+    from benchmarks.few_shot.window_clip import CropWindowModel
+
+    with pytest.raises(ValueError, match="do not cover"):
+        CropWindowModel(cnn_encoder, grid=4, scales=(2, 3), stride=2)
+    with pytest.raises(ValueError, match="do not cover"):
+        CropWindowModel(cnn_encoder, grid=5)
+    model = CropWindowModel(cnn_encoder, grid=4, scales=(2, 4), stride=2)
+    assert [window.shape[1] for window in model.encode(torch.rand(1, 3, 64, 64))[1]] == [4, 1]
+
+
 def test_zero_shot_cell_names_no_references(make_task) -> None:
     result = run(make_task("WinCLIP", shots=[0]))
     assert result["cell"]["k"] == 0
