@@ -113,7 +113,12 @@ class FewShotGaussian(MultiVariateGaussian):
 
 
 class FewShotPadim(Padim):
-    """PaDiM (Defard et al. 2021) as Anomalib has it, which also takes a single reference."""
+    """PaDiM (Defard et al. 2021) as Anomalib has it, which also takes a single reference.
+
+    Args:
+        *args: As Anomalib's.
+        **kwargs: As Anomalib's.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -55,6 +55,18 @@ def takes(kind: type, argument: str) -> bool:
     return argument != "category" or argument in inspect.signature(kind).parameters
 
 
+def arguments_of(kind: type) -> list[str]:
+    """Names of the arguments of a class, and of its parents' as far as they are passed on."""
+    names: list[str] = []
+    for parent in kind.__mro__:
+        if "__init__" in vars(parent):
+            parameters = list(inspect.signature(parent.__init__).parameters.values())[1:]  # type: ignore[misc]
+            names += [p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}]
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                break
+    return list(dict.fromkeys(names))
+
+
 def model_arguments(entry: dict[str, Any], cell: dict[str, Any], class_name: str) -> dict[str, Any]:
     """Arguments of a cell's model: those of its entry, and what the cell decides where the class takes it.
 
@@ -62,7 +74,7 @@ def model_arguments(entry: dict[str, Any], cell: dict[str, Any], class_name: str
         ValueError: If the class does not take one of the entry's arguments.
     """
     model = find_model(entry["class_path"])
-    taken = inspect.signature(model.__init__).parameters
+    taken = arguments_of(model)
     unknown = sorted(set(entry["init_args"]) - set(taken))
     if unknown:
         raise ValueError(f"{entry['class_path']} does not take {', '.join(unknown)}; it takes {', '.join(taken)}.")

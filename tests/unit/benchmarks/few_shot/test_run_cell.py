@@ -10,7 +10,7 @@ import torch
 from benchmarks.few_shot.cells import State, plan, state, task
 from benchmarks.few_shot.check import check
 from benchmarks.few_shot.config import DatasetEntry, ModelEntry, SweepConfig
-from benchmarks.few_shot.models import UnavailableError, build_model, find_model
+from benchmarks.few_shot.models import UnavailableError, arguments_of, build_model, find_model
 from benchmarks.few_shot.pictures import choose
 from benchmarks.few_shot.run_cell import run
 from benchmarks.provenance import write_json
@@ -157,6 +157,14 @@ def test_pictures_are_spread_over_the_kinds_of_defect() -> None:
     assert chosen == ["crack/000.png", "crack/002.png", "good/000.png", "good/002.png", "hole/000.png", "hole/002.png"]
     assert choose(names, 0) == []
     assert len(choose(names, 99)) == 15
+
+
+def test_arguments_passed_on_to_a_parent_count() -> None:
+    from benchmarks.few_shot.encoder_baselines import EncoderPadim, FewShotPadim
+
+    assert {"backbone", "n_features", "evaluator"} <= set(arguments_of(FewShotPadim))
+    assert {"encoder", "post_processor"} <= set(arguments_of(EncoderPadim))
+    assert "args" not in arguments_of(FewShotPadim)
 
 
 def test_classes_and_arguments_are_checked_before_the_first_cell() -> None:
