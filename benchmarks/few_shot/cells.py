@@ -7,10 +7,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from benchmarks.few_shot.config import SweepConfig
+from benchmarks.provenance import ROOT
+
+SHIPPED, LOCAL_PREFIX = "vtfusion-tiny", "local-dir:"
 
 
 class State(Enum):
@@ -97,6 +101,7 @@ def task(config: SweepConfig, cell: Cell, folder: Path, accelerator: str = "auto
             "init_args": config.data_arguments(cell.dataset, cell.category),
             "class_name": dataset.class_names.get(cell.category),
         },
+        "encoder_sha256": encoder_digest(config.models[cell.model].init_args.get("encoder")),
         "pictures": config.pictures if keep else 0,
     }
     return {
@@ -112,8 +117,22 @@ def fingerprint(content: dict[str, Any]) -> str:
     """Hash of what decides a cell's numbers: not where the data lies, nor how the cell is placed on a machine."""
     model = {key: value for key, value in content["model"].items() if key not in {"k", "cpus", "gpus"}}
     data = {**content["data"], "init_args": {k: v for k, v in content["data"]["init_args"].items() if k != "root"}}
-    text = json.dumps([content["cell"], model, data], sort_keys=True, default=str)
+    text = json.dumps([content["cell"], model, data, content["encoder_sha256"]], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def encoder_digest(encoder: Any) -> str | None:
+    """SHA-256 of the weights of an encoder that lies in a folder, or None; a new version of it is another encoder."""
+    if encoder == SHIPPED:
+        return _digest(ROOT / "anomalib_vtfusion" / "weights" / SHIPPED)
+    is_folder = isinstance(encoder, str) and encoder.startswith(LOCAL_PREFIX)
+    return _digest(Path(encoder.removeprefix(LOCAL_PREFIX)).expanduser()) if is_folder else None
+
+
+@lru_cache
+def _digest(folder: Path) -> str | None:
+    weights = sorted(folder.glob("open_clip_model*.safetensors"))
+    return hashlib.sha256(weights[0].read_bytes()).hexdigest() if weights else None
 
 
 def state(cell_task: dict[str, Any]) -> State:

@@ -116,6 +116,7 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
         "accelerator": device.type,
         "references": _references(datamodule.manifest, cell["k"]),
         "model": {key: task["model"][key] for key in ("class_path", "init_args", "image_size", "trainer")},
+        "encoder_sha256": task["encoder_sha256"],
         "data": _without_root(task["data"]),
         "provenance": provenance(),
     }

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.few_shot.cells import CellFiles, State, plan, state, task
+from benchmarks.few_shot.cells import CellFiles, State, encoder_digest, plan, state, task
 from benchmarks.few_shot.config import SweepConfig
 from benchmarks.provenance import ROOT, write_json
 
@@ -106,6 +106,18 @@ def test_state_follows_the_files_and_the_configuration_but_not_the_root(tmp_path
     assert state(task(config, cell, tmp_path)) is State.DONE
     config.models["A"].init_args["n_features"] = 7
     assert state(task(config, cell, tmp_path)) is State.CHANGED
+
+
+def test_a_new_version_of_the_encoder_is_another_configuration(tmp_path: Path) -> None:
+    marks = []
+    for content in (b"old", b"new", b"new"):
+        folder = tmp_path / str(len(marks))
+        folder.mkdir()
+        (folder / "open_clip_model.safetensors").write_bytes(content)
+        marks.append(encoder_digest(f"local-dir:{folder}"))
+    assert marks[0] != marks[1] == marks[2]
+    assert encoder_digest("ViT-B-16") is None
+    assert len(encoder_digest("vtfusion-tiny")) == 64
 
 
 def test_pictures_are_kept_by_one_cell_a_model_and_category(tmp_path: Path) -> None:
