@@ -158,15 +158,10 @@ class VTFusion(AnomalibModule):
         if stage != "fit":
             return
         datamodule = checked_datamodule(self.trainer)
-        transform = checked_transform(self.pre_processor, self.model.encoder.image_size)
+        size = self.model.encoder.image_size
+        transform = checked_transform(self.pre_processor, size)
         replace_trainer_defaults(self.trainer, datamodule)
-        self._references = choose_references(datamodule, self.k_shot, self.seed, self.few_shot_source, transform)
-        if self._references.images.shape[-2:] != self.model.encoder.image_size:
-            msg = (
-                f"The pre-processor makes images of {tuple(self._references.images.shape[-2:])}, but the encoder takes "
-                f"{self.model.encoder.image_size}. Set image_size of VTFusion instead."
-            )
-            raise ValueError(msg)
+        self._references = choose_references(datamodule, self.k_shot, self.seed, self.few_shot_source, transform, size)
         class_name = self.class_name or clean_class_name(datamodule.category or datamodule.name)
         logger.info("%s: %d references, prompts for %r.", self.name, len(self._references.paths), class_name)
         prompts = build_prompts(class_name, **self.prompt_options)

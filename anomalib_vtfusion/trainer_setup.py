@@ -35,14 +35,14 @@ def checked_datamodule(trainer: Trainer) -> AnomalibDataModule:
 
 
 def checked_transform(pre_processor: nn.Module | None, image_size: tuple[int, int]) -> Transform:
-    """The pre-processor's transform, if it makes images as the encoder takes them.
+    """The pre-processor's transform, if it leaves normalising to the encoder.
 
     Args:
         pre_processor: The model's pre-processor.
         image_size: Height and width that the encoder takes.
 
     Raises:
-        ValueError: If there is no transform, or it normalises, or it makes images of another size.
+        ValueError: If there is no transform, or it normalises.
     """
     transform = getattr(pre_processor, "transform", None)
     if not isinstance(transform, Transform):

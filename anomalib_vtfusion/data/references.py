@@ -49,6 +49,7 @@ def choose_references(
     seed: int,
     few_shot_source: str | None,
     transform: Transform,
+    image_size: tuple[int, int],
 ) -> References:
     """Choose ``k_shot`` normal images of the training data, or of a folder, and read them.
 
@@ -58,10 +59,12 @@ def choose_references(
         seed: Seed of the choice.
         few_shot_source: Folder of normal images to use instead of the training data.
         transform: The model's pre-processing.
+        image_size: Height and width that it must make of every image.
 
     Raises:
         FileNotFoundError: If ``few_shot_source`` is not a folder.
-        ValueError: If there are no normal images, fewer than ``k_shot``, or one that cannot be read.
+        ValueError: If there are no normal images, fewer than ``k_shot``, or one that cannot be read or comes out of the
+            pre-processing in another size.
     """
     if few_shot_source is not None:
         if not Path(few_shot_source).is_dir():
@@ -86,7 +89,15 @@ def choose_references(
             msg = f"k_shot is {k_shot}, but there are only {len(paths)} normal images in {origin}."
             raise ValueError(msg)
         paths = [paths[i] for i in select_references(paths, k_shot, seed)]
-    return References(tuple(paths), torch.stack([transform(_read(path)) for path in paths]))
+    images = [transform(_read(path)) for path in paths]
+    for path, image in zip(paths, images, strict=True):
+        if tuple(image.shape[-2:]) != tuple(image_size):
+            msg = (
+                f"The pre-processor makes images of {tuple(image.shape[-2:])} (of {path}), but the encoder takes "
+                f"{tuple(image_size)}. Set image_size of VTFusion instead."
+            )
+            raise ValueError(msg)
+    return References(tuple(paths), torch.stack(images))
 
 
 def _read(path: str) -> Tensor:

@@ -22,7 +22,7 @@ def datamodule(parts_datamodule):
 
 
 def choose(datamodule, k_shot=None, seed=0, source=None):
-    return choose_references(datamodule, k_shot, seed, source, RESIZE)
+    return choose_references(datamodule, k_shot, seed, source, RESIZE, (64, 64))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -70,3 +70,15 @@ def test_indices_of_paths(datamodule):
     references = choose(datamodule)
     paths = [references.paths[2], references.paths[0]]
     assert references.indices(paths).tolist() == [2, 0]
+
+
+def test_images_of_unequal_sizes(datamodule, parts, tmp_path):
+    """Resize to one side keeps the shape of the image, so that one image may fit and the next not."""
+    from PIL import Image
+
+    square = parts / "woven" / "train" / "good" / "000.png"
+    Image.open(square).save(tmp_path / "0.png")
+    Image.open(square).resize((80, 40)).save(tmp_path / "1.png")
+    message = r"makes images of \(64, 128\) \(of .*1\.png\), but the encoder takes \(64, 64\)"
+    with pytest.raises(ValueError, match=message):
+        choose_references(datamodule, None, 0, str(tmp_path), Resize(64), (64, 64))
