@@ -88,11 +88,12 @@ def _sheet(title: str, views: Any, maps: dict[str, dict[str, Array]]) -> Sheet:
         model: {name: average_precision(values, truth[name]) for name, values in of_model.items() if truth[name].any()}
         for model, of_model in maps.items()
     }
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, dict[str, list[str]]] = {}
     for model, values in precision.items():
         if values:
-            reasons.setdefault(max(values, key=values.__getitem__), []).append(f"best of {model}")
-            reasons.setdefault(min(values, key=values.__getitem__), []).append(f"worst of {model}")
+            for what, choose in (("best", max), ("worst", min)):
+                image = choose(values, key=values.__getitem__)
+                reasons.setdefault(image, {}).setdefault(what, []).append(model)
     # One scale for all maps of a model, so that its images can be compared with each other.
     scales = {
         model: np.percentile(np.stack(list(of_model.values())).astype(np.float32), (1, 99.5))
@@ -104,7 +105,9 @@ def _sheet(title: str, views: Any, maps: dict[str, dict[str, Array]]) -> Sheet:
         for model, of_model in maps.items():
             pictures.append(png(overlay(images[name], of_model[name], scales[model])) if name in of_model else "")
         figures = [f"{100 * precision[m][name]:.0f}" if name in precision[m] else "" for m in maps]
-        strips.append(Strip(name, ", ".join(why), pictures, figures))
+        strips.append(
+            Strip(name, "; ".join(f"{what} of {', '.join(who)}" for what, who in why.items()), pictures, figures)
+        )
     return Sheet(title, list(maps), strips)
 
 

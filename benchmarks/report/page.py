@@ -37,12 +37,14 @@ def write_report(sweep: Sweep, folder: Path) -> list[Path]:
 
 def _subtitle(sweep: Sweep) -> str:
     cells = sweep.cells
-    seeds, categories = cells["seed"].nunique(), cells.groupby("dataset")["category"].nunique().sum()
+    shots, seeds = sorted(cells["k"].unique()), cells["seed"].nunique()
+    categories = cells.groupby("dataset")["category"].nunique().sum()
+    deviation = "mean ± standard deviation over seeds" if seeds > 1 else "one seed, so no deviation"
     return (
         f"{len(cells)} cells: {cells['model'].nunique()} models, {categories} categories, "
-        f"{', '.join(str(k) for k in sorted(cells['k'].unique()))} shots, {seeds} seeds. Mean ± standard "
-        "deviation over seeds; overall figures are means over categories. All models saw the same references; nothing "
-        "was chosen on test images. F1-max is at the best threshold of the test set, as in the papers."
+        f"{', '.join(map(str, shots))} shots; {deviation}. Overall figures are means over categories. All models saw "
+        "the same references; nothing was chosen on test images. F1-max is at the best threshold of the test set, as "
+        "in the papers."
     )
 
 

@@ -10,6 +10,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from benchmarks.report.results import METRICS, OVERALL, Sweep, summary
 
@@ -88,6 +89,11 @@ def against_latency(sweep: Sweep, dataset: str) -> Figure:
                 marker = MARKERS[i % len(MARKERS)]
                 axis.plot(own["batch_1_ms"].median(), 100 * row["mean"], marker, markersize=9, label=model)
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_minor_locator(NullLocator())
+        low, high = axis.get_xlim()
+        axis.set_xlim(low / 1.3, high * 1.3)
         _finish(axis, "ms per image, batch 1", f"{METRICS[metric]} at {most}-shot, %")
     _legend(figure, axes[0])
     return figure

@@ -85,7 +85,7 @@ def cost_tables(sweep: Sweep) -> list[TableText]:
         "Medians over the cells. Milliseconds are the network's forward pass on real images. Memory is the process's, "
         "libraries included, without the scoring. Checkpoints leave out the shared encoder where it is VTFusion's."
     )
-    return [TableText("Cost", ["model", "k", *COSTS.values()], rows, [set()] * len(rows), note)]
+    return [TableText("By model and shots", ["model", "k", *COSTS.values()], rows, [set()] * len(rows), note)]
 
 
 def defect_rows(sweep: Sweep) -> pd.DataFrame:

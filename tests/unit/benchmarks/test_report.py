@@ -146,8 +146,8 @@ def test_best_and_worst_maps_of_every_model_on_the_same_images(folder: Path) -> 
     (sheet,) = sheets(load(folder))
     assert sheet.models == ["Ours", "Other"]
     assert {strip.image: strip.why for strip in sheet.strips} == {
-        "hole/000.png": "best of Ours, worst of Other",
-        "hole/001.png": "worst of Ours, best of Other",
+        "hole/000.png": "best of Ours; worst of Other",
+        "hole/001.png": "worst of Ours; best of Other",
     }
     assert all(len(strip.pictures) == 4 and all(strip.pictures) for strip in sheet.strips)
     assert sheet.strips[0].precision[0] == "100"
