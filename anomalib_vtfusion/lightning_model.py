@@ -22,7 +22,7 @@ from anomalib_vtfusion.components.feature_noise import sample_feature_noise
 from anomalib_vtfusion.data.references import References, choose_references
 from anomalib_vtfusion.loss import VTFusionLoss
 from anomalib_vtfusion.post_processor import FewShotPostProcessor
-from anomalib_vtfusion.prompting import ANOMALOUS_STATES, NORMAL_STATES, PromptSet, build_prompts, clean_class_name
+from anomalib_vtfusion.prompting import ANOMALOUS_STATES, NORMAL_STATES, build_prompts, clean_class_name
 from anomalib_vtfusion.synthesis import AnomalySynthesizer
 from anomalib_vtfusion.synthesis.views import ViewSampler, reference_views
 from anomalib_vtfusion.torch_model import Components, VTFusionModel
@@ -147,7 +147,6 @@ class VTFusion(AnomalibModule):
         self.synthesizer = synthesizer
         self.view_sampler = ViewSampler(turn=rotate_references)
         self._references: References | None = None
-        self._prompts: PromptSet | None = None
         self._training_data = TrainingDataSwap()
         self._settled_at: int | None = None
 
@@ -165,9 +164,7 @@ class VTFusion(AnomalibModule):
         class_name = self.class_name or clean_class_name(datamodule.category or datamodule.name)
         logger.info("%s: %d references, prompts for %r.", self.name, len(self._references.paths), class_name)
         prompts = build_prompts(class_name, **self.prompt_options)
-        if prompts != self._prompts:  # fitting again needs no text tower, unless it is for another class
-            self.model.set_prompts(prompts)
-            self._prompts = prompts
+        self.model.set_prompts(prompts)
         # A learnable context takes the place of the templates, so it stands in front of the bare states.
         self._state_phrases = (
             prompts.normal if self.prompt_options["normal_prompts"] else [s.format(class_name) for s in NORMAL_STATES],

@@ -10,7 +10,7 @@ import anomalib_vtfusion
 
 PACKAGE = Path(anomalib_vtfusion.__file__).parent
 NAME = PACKAGE.name
-LONGEST_FILE = 370
+LONGEST_FILE = 365
 FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 # Small helpers without a subject of their own, which any component may use.
 LEAVES = {"components/frozen_state", "components/predictions", "components/variable_buffers"}
