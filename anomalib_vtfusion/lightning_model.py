@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from anomalib import LearningType
-from anomalib.data import Batch, ImageBatch, InferenceBatch
+from anomalib.data import Batch, InferenceBatch
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Score
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
@@ -17,8 +17,10 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor
 from torchvision.transforms.v2 import Compose, Resize
 
+from anomalib_vtfusion.calibration import calibrate, calibration_views
 from anomalib_vtfusion.components.encoders import VisionTextEncoder
 from anomalib_vtfusion.components.feature_noise import sample_feature_noise
+from anomalib_vtfusion.data.deep_images import restore_deep_images
 from anomalib_vtfusion.data.references import References, choose_references
 from anomalib_vtfusion.loss import VTFusionLoss
 from anomalib_vtfusion.post_processor import FewShotPostProcessor
@@ -34,9 +36,6 @@ from anomalib_vtfusion.trainer_setup import (
 )
 
 logger = logging.getLogger(__name__)
-
-# Views of the references that thresholds and statistics are measured on: at least, and at most.
-CALIBRATION_VIEWS = (16, 64)
 
 
 class VTFusion(AnomalibModule):
@@ -186,7 +185,7 @@ class VTFusion(AnomalibModule):
         views, owners = reference_views(images, self.rotate_references)
         self.model.eval()
         self.model.set_references(views, owners, torch.Generator().manual_seed(self.seed))
-        self.model.set_statistics(*self._calibration_views())
+        self.model.set_statistics(*calibration_views(images, self.view_sampler, self.seed))
         self.model.train()  # Lightning leaves the mode as it finds it
         self._settled_at = None
 
@@ -197,6 +196,13 @@ class VTFusion(AnomalibModule):
     def configure_callbacks(self) -> list[Callback]:
         """Anomalib's own, and the one that gives the datamodule its training data back."""
         return [*super().configure_callbacks(), self._training_data]  # type: ignore[misc]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Read images of more than eight bits anew, which Anomalib clips to white."""
+        batch = super().on_after_batch_transfer(batch, dataloader_idx)
+        if batch.image_path is not None:
+            batch.image = restore_deep_images(batch.image, batch.image_path)
+        return batch
 
     # -- fit: steps ---------------------------------------------------------------------------------------------------
 
@@ -258,31 +264,11 @@ class VTFusion(AnomalibModule):
         with torch.no_grad():
             self.model.text_features.embed_with_context(self.model.encoder, self._state_phrases)
             self.model.refresh_keys()
-            queries, own = self._calibration_views()
-            self.model.set_statistics(queries, own)
+            views, own = calibration_views(self._reference_images, self.view_sampler, self.seed)
+            self.model.set_statistics(views, own)
             if isinstance(self.post_processor, FewShotPostProcessor):
-                self._calibrate(self.post_processor, queries, own)
+                calibrate(self.post_processor, self.model, views, own, seed=self.seed + 1)
         self.model.train(training)
-
-    def _calibrate(self, post_processor: FewShotPostProcessor, queries: Tensor, own: Tensor) -> None:
-        """Thresholds from the references, each matched against the others, and from synthetic damage to them."""
-        generator = torch.Generator().manual_seed(self.seed + 1)
-        damaged = AnomalySynthesizer(clean_fraction=0.0)(queries, generator)
-        images, own = torch.cat([queries, damaged.images]), torch.cat([own, own])
-        masks = torch.cat([torch.zeros_like(damaged.masks), damaged.masks])
-        batch = ImageBatch(image=images, gt_mask=masks[:, 0].bool(), gt_label=masks.amax(dim=(1, 2, 3)).bool())
-        chunks = zip(images.split(8), own.split(8), strict=True)
-        outputs = [self.model.to_probabilities(self.model.predict(i, o), images.shape[-2:]) for i, o in chunks]
-        scores, maps = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-        post_processor.calibrate(batch.update(pred_score=scores, anomaly_map=maps))
-
-    def _calibration_views(self) -> tuple[Tensor, Tensor]:
-        """Harmless variations of the references, and which reference each one shows."""
-        images = self._reference_images
-        fewest, most = CALIBRATION_VIEWS
-        own = torch.arange(len(images), device=images.device).repeat(-(-fewest // len(images)))
-        own = own[:: -(-len(own) // most)]
-        return self.view_sampler(images[own], torch.Generator().manual_seed(self.seed)), own
 
     @property
     def _reference_images(self) -> Tensor:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 from anomalib.data import AnomalibDataModule, AnomalibDataset
-from anomalib.data.utils import LabelName, read_image
+from anomalib.data.utils import LabelName
 from anomalib.data.utils.image import get_image_filenames_from_dir
 from torch import Tensor
 from torchvision.transforms.v2 import Transform
 
+from anomalib_vtfusion.data.deep_images import read_rgb
 from anomalib_vtfusion.data.few_shot import select_references
 
 
@@ -34,9 +35,9 @@ class References:
 
     def repeated(self, dataset: AnomalibDataset, rows: int) -> AnomalibDataset:
         """A copy of a training set with the references alone, repeated so that one epoch holds ``rows`` images."""
-        normal = dataset.samples[dataset.samples.label_index == LabelName.NORMAL].iloc[[0]]
-        samples = pd.concat([normal] * rows, ignore_index=True)
+        samples = pd.concat([dataset.samples.iloc[[0]]] * rows, ignore_index=True)
         samples["image_path"] = [self.paths[i % len(self.paths)] for i in range(rows)]
+        samples["label_index"], samples["mask_path"] = LabelName.NORMAL, ""
         samples.attrs = dict(dataset.samples.attrs)
         repeated = copy.copy(dataset)
         repeated.samples = samples
@@ -102,7 +103,7 @@ def choose_references(
 
 def _read(path: str) -> Tensor:
     try:
-        return torch.as_tensor(read_image(path, as_tensor=True))
+        return read_rgb(path)
     except OSError as error:
         msg = f"The reference image {path} cannot be read ({error}). Remove it or replace it."
         raise ValueError(msg) from error

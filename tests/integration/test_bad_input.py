@@ -2,7 +2,9 @@
 
 import shutil
 
+import numpy as np
 import pytest
+import torch
 from anomalib.pre_processing import PreProcessor
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -204,11 +206,21 @@ class TestImageFormats:
             assert batch.image.shape[1] == 3
             assert not batch.pred_label.any()
 
-    @pytest.mark.xfail(strict=True, reason="Anomalib 2.7 reads 16-bit images by clipping them at 255: all white")
-    def test_sixteen_bit(self, write, parts_datamodule, make_engine, cnn_encoder):
-        import numpy as np
-
-        folder = write(lambda image: Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257))
-        model = VTFusion(encoder=cnn_encoder, few_shot_source=str(folder), num_steps=0)
-        make_engine().fit(model, datamodule=parts_datamodule())
-        assert model._references.images.std() > 0.02
+    def test_sixteen_bit_gives_the_same_as_eight_bit(self, parts, tmp_path, parts_datamodule, make_engine, cnn_encoder):
+        folders = {"eight": tmp_path / "eight", "sixteen": tmp_path / "sixteen"}
+        for folder in folders.values():
+            folder.mkdir()
+        for path in (parts / "woven" / "train" / "good").glob("*.png"):
+            grey = Image.open(path).convert("L")
+            grey.save(folders["eight"] / path.name)
+            Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(folders["sixteen"] / path.name)
+        references, scores = {}, {}
+        for depth, folder in folders.items():
+            model = VTFusion(encoder=cnn_encoder, few_shot_source=str(folder), num_steps=1)
+            engine = make_engine()
+            engine.fit(model, datamodule=parts_datamodule())
+            references[depth] = model._references.images
+            predictions = engine.predict(model, data_path=folder, return_predictions=True)
+            scores[depth] = torch.cat([batch.pred_score for batch in predictions])
+        torch.testing.assert_close(references["sixteen"], references["eight"])
+        torch.testing.assert_close(scores["sixteen"], scores["eight"], atol=1e-4, rtol=0)
