@@ -6,7 +6,6 @@ Both look at frozen features of the exported encoder only; nothing is trained or
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from anomalib_vtfusion.components.encoders import VisionTextEncoder
 from anomalib_vtfusion.data.few_shot import select_references
+from benchmarks.provenance import provenance, write_json
 
 TOP_FRACTION = 0.01
 
@@ -151,7 +151,9 @@ def main(arguments: list[str] | None = None) -> None:
                 means = {name: round(sum(values) / len(values), 3) for name, values in figures.items()}
                 print(category, f"{size} px, {k} shots:", means, flush=True)
     if args.output:
-        args.output.write_text(json.dumps({"encoder": args.encoder, "results": results}, indent=2) + "\n")
+        what = {"encoder": Path(args.encoder).name, "weights_sha256": encoder.weights_hash, "layers": encoder.layers}
+        protocol = {"shots": args.shots, "seeds": args.seeds, "every": args.every, "top_fraction": TOP_FRACTION}
+        write_json(args.output, {"provenance": provenance(), **what, "protocol": protocol, "results": results})
 
 
 if __name__ == "__main__":

@@ -76,9 +76,11 @@ class ProductBatch:
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, list[str]]:
         """Return clean queries and references ``(B, 3, S, S)`` in [0, 1] and names."""
         queries, references, names = [], [], []
-        # A surface looks the same everywhere, so its reference may come from another place; a photograph's may not.
-        ranges = {"textures": ((0.08, 0.5), 1.0), "photographs": ((0.15, 0.8), 0.1), "tiny-imagenet": ((0.5, 1.0), 0.1)}
+        # A surface looks much the same nearby, so its reference may come from a little further than a photograph's.
+        ranges = {"textures": ((0.08, 0.5), 0.3), "photographs": ((0.15, 0.8), 0.1), "tiny-imagenet": ((0.5, 1.0), 0.1)}
         for name, count in self.counts.items():
+            if not count:
+                continue
             if name == "procedural":
                 first, second, titles = product_pairs(count, self.size, generator)
             else:
@@ -122,7 +124,7 @@ class InspectionObjective(Objective):
         corpus: Corpus,
         stage: StageConfig,
         vocabulary: Vocabulary,
-        names_images: int = 48,
+        names_images: int = 32,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -135,11 +137,11 @@ class InspectionObjective(Objective):
         shrink_embedding(encoder, self.vocabulary, vocabulary)
         self.texts = Texts(corpus.class_names, self.context_length, self.vocabulary)
         quarter = stage.batch // 4
-        counts = {"textures": quarter, "photographs": quarter, "tiny-imagenet": quarter // 2}
+        counts = {"textures": quarter, "photographs": quarter * 2 // 3, "tiny-imagenet": quarter // 3}
         counts["procedural"] = stage.batch - sum(counts.values())
         self.products = ProductBatch(corpus, stage.size, counts)
-        # At the stage's size the smallest defects are a few pixels, the faintest barely visible: as real ones are.
-        self.synthesizer = AnomalySynthesizer(area=(0.0008, 0.06), strength=(0.15, 1.0), clean_fraction=0.25)
+        # At the stage's size the smallest defects are a few pixels and the faintest hard to see, as real ones are.
+        self.synthesizer = AnomalySynthesizer(area=(0.0015, 0.08), strength=(0.25, 1.0), clean_fraction=0.3)
         reductions = {
             info["reduction"]: (i, info["num_chs"]) for i, info in enumerate(encoder.visual.trunk.feature_info)
         }

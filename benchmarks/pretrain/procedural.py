@@ -61,11 +61,11 @@ def _relief(kind: str, views: int, size: int, generator: torch.Generator) -> Ten
     if kind == "dots":
         return 1 - across * along
     if kind in {"brushed", "plate"}:
+        length, width = 9 + 2 * int(20 * numbers[3]), 1 + 2 * int(2 * numbers[2])
+        kernel = (width, length) if numbers[4] < 0.5 else (length, width)
         noise = torch.randn(views, 1, size, size, generator=generator)
-        length = 9 + 2 * int(20 * numbers[3])
-        kernel = (1, length) if numbers[4] < 0.5 else (length, 1)
         streaks = F.avg_pool2d(noise, kernel, 1, (kernel[0] // 2, kernel[1] // 2), count_include_pad=False)
-        return 0.5 + 0.15 * (length**0.5) * (0.3 + numbers[5]) * streaks[:, 0]
+        return 0.5 + 0.15 * (length * width) ** 0.5 * (0.3 + numbers[5]) * streaks[:, 0]
     cells = 4 + int(40 * numbers[3] ** 2)
     bumps = sum(smooth_noise(views, size, cells * 2**i, generator)[:, 0] / 2**i for i in range(3))
     amplitude = 0.12 if kind in {"grain", "disc", "ring"} else 0.45
@@ -92,6 +92,15 @@ def _outline(kind: str, views: int, size: int, generator: torch.Generator) -> Te
     return torch.stack(shapes)
 
 
+def _curvature(views: int, size: int, generator: torch.Generator) -> Tensor:
+    """Fall of light towards two edges, as on a curved part, a little different in every view: ``(views, 1, H, W)``."""
+    depth, power, upright = uniform(generator, (3,), 0.0, 1.0).tolist()
+    depths = 0.9 * depth * uniform(generator, (views, 1, 1), 0.7, 1.1)
+    shift = uniform(generator, (views, 1, 1), -0.15, 0.15)
+    u, _ = _coordinates(size, 0.0 if upright < 0.5 else math.pi / 2)
+    return (1 - depths * (u + shift).abs() ** (1 + 5 * power)).clamp(0.05, 1).unsqueeze(1)
+
+
 def _render(kind: str, views: int, size: int, generator: torch.Generator) -> Tensor:
     """One product ``(views, 3, size, size)`` in [0, 1]."""
     relief = _relief(kind, views, size, generator).clamp(0, 1).unsqueeze(1)
@@ -105,6 +114,8 @@ def _render(kind: str, views: int, size: int, generator: torch.Generator) -> Ten
         backdrop = uniform(generator, (3, 1, 1), 0.0, 1.0)
         backdrop = backdrop[:1].expand(3, 1, 1) if grey else backdrop
         image = torch.lerp(backdrop.expand_as(image), image, outline.unsqueeze(1))
+    if kind in {"brushed", "plate", "grain"}:
+        image = image * _curvature(views, size, generator)
     speckle = uniform(generator, (1,), 0.0, 0.05).item()
     noise = torch.randn(views, 1 if grey else 3, size, size, generator=generator)
     return image + speckle * noise
@@ -123,14 +134,14 @@ def product_pairs(count: int, size: int, generator: torch.Generator) -> tuple[Te
     """
     kinds = list(KINDS)
     # Plain grey and ground surfaces are the most common thing under an inspection camera; they get a larger share.
-    shares = [*kinds, "grain", "grain", "brushed", "brushed"]
+    shares = [*kinds, "grain", "grain", "brushed", "brushed", "brushed", "plate"]
     order = torch.randint(len(shares), (count,), generator=generator).tolist()
     chosen = [shares[i] for i in order]
     pairs = torch.stack([_render(kind, 2, size, generator) for kind in chosen]).clamp(0, 1)
     return pairs[:, 0], pairs[:, 1], [KINDS[kind] for kind in chosen]
 
 
-def uneven_light(images: Tensor, generator: torch.Generator, strength: float = 0.4) -> Tensor:
+def uneven_light(images: Tensor, generator: torch.Generator, strength: float = 0.3) -> Tensor:
     """Multiply images ``(B, 3, H, W)`` by a smooth light field, another for every image."""
     field = smooth_noise(images.shape[0], images.shape[-1], 1, generator)
     amount = uniform(generator, (images.shape[0], 1, 1, 1), 0.0, strength)
