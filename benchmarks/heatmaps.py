@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/heatmaps.png"))
     parser.add_argument("--encoder", default="vtfusion-tiny")
     parser.add_argument("--k_shot", type=int, default=2)
-    parser.add_argument("--num_steps", type=int, default=200)
+    parser.add_argument("--num_steps", type=int, default=120)
     args = parser.parse_args()
     rows = [
         row for name in CATEGORIES for row in predict_first_defects(name, args.encoder, args.k_shot, args.num_steps)
