@@ -197,13 +197,6 @@ class VTFusion(AnomalibModule):
         """Anomalib's own, and the one that gives the datamodule its training data back."""
         return [*super().configure_callbacks(), self._training_data]  # type: ignore[misc]
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Read images of more than eight bits anew, which Anomalib clips to white."""
-        batch = super().on_after_batch_transfer(batch, dataloader_idx)
-        if batch.image_path is not None:
-            batch.image = restore_deep_images(batch.image, batch.image_path)
-        return batch
-
     # -- fit: steps ---------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
@@ -212,7 +205,7 @@ class VTFusion(AnomalibModule):
         if not self._trains or self._references is None:
             return None
         own = self._references.indices(batch.image_path).to(self.device)
-        views = self.view_sampler(batch.image, self._generator)
+        views = self.view_sampler(restore_deep_images(batch), self._generator)
         mask = views.new_zeros(len(views), 1, *views.shape[-2:])
         noise = None
         if self.synthetic_anomalies:
@@ -287,7 +280,7 @@ class VTFusion(AnomalibModule):
     def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict maps and scores."""
         del args, kwargs
-        return batch.update(**self.model(batch.image)._asdict())
+        return batch.update(**self.model(restore_deep_images(batch))._asdict())
 
     def test_step(self, batch: Batch, batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Predict maps, scores and explanations."""
@@ -301,7 +294,7 @@ class VTFusion(AnomalibModule):
 
     def _explained(self, batch: Any) -> Any:
         """Predictions, and for each image called anomalous the defect phrases that fit its anomaly best."""
-        prediction = self.model.predict(batch.image)
+        prediction = self.model.predict(restore_deep_images(batch))
         scores, maps = self.model.to_probabilities(prediction, batch.image.shape[-2:])
         post_processor = self.post_processor if isinstance(self.post_processor, PostProcessor) else None
         labels = post_processor(InferenceBatch(pred_score=scores)).pred_label if post_processor else None

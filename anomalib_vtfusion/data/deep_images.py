@@ -1,6 +1,6 @@
 """Images of more than eight bits a channel, which Anomalib's reader clips to white."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,20 +38,20 @@ def read_rgb(path: str) -> Tensor:
     return (values / largest).clamp(0, 1).expand(3, -1, -1)
 
 
-def restore_deep_images(images: Tensor, paths: Sequence[str]) -> Tensor:
-    """Replace the images of a batch that Anomalib has clipped.
+def restore_deep_images(batch: Any) -> Tensor:
+    """Images of a batch, with those that Anomalib has clipped read anew.
 
     Args:
-        images: ``(B, 3, H, W)`` as Anomalib's datasets read them.
-        paths: File of each image.
+        batch: Anomalib's batch; `image` is ``(B, 3, H, W)``, `image_path` may be missing.
 
     Returns:
-        The images, those of more than eight bits read anew and resized to ``H x W``.
+        The images; those of files with more than eight bits a channel are resized to ``H x W``.
     """
-    deep = [i for i, path in enumerate(paths) if is_deep(path)]
+    images: Tensor = batch.image
+    deep = [i for i, path in enumerate(batch.image_path or []) if is_deep(path)]
     if not deep:
         return images
     images = images.clone()
     for i in deep:
-        images[i] = resize(read_rgb(paths[i]), list(images.shape[-2:]), antialias=True).to(images)
+        images[i] = resize(read_rgb(batch.image_path[i]), list(images.shape[-2:]), antialias=True).to(images)
     return images
