@@ -80,7 +80,8 @@ def test_images(folder: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.nda
     """Test images ``(N, 3, H, W)`` in ``[0, 1]`` and their labels ``(N,)``."""
     datamodule = _datamodule(folder)
     datamodule.setup("test")
-    items: Any = sorted(datamodule.test_data, key=lambda item: str(item.image_path)[::-1])
+    dataset: Any = datamodule.test_data
+    items = sorted(dataset, key=lambda item: str(item.image_path)[::-1])
     stacked = torch.stack([item.image for item in items])
     stacked = nn.functional.interpolate(stacked, size, mode="bilinear", antialias=True)
     return stacked.clamp(0, 1).numpy(), np.array([bool(item.gt_label) for item in items])
