@@ -1,78 +1,47 @@
-"""Draws the heat maps of README.md: ``python -m benchmarks.heatmaps --output docs/heatmaps.png``."""
+"""Joins the heat maps of a run in one picture, the first image of each defect: README.md shows that of the demo.
+
+``python -m benchmarks.heatmaps results/VTFusion/DemoParts/washer/latest/images docs/heatmaps.png``
+"""
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-import matplotlib.pyplot as plt
-import torch
-from anomalib.engine import Engine
-from matplotlib.axes import Axes
-from torch import Tensor
-
-from anomalib_vtfusion import DemoParts, VTFusion
-
-CATEGORIES = ("washer", "plate", "tile", "fabric", "connector")
+from PIL import Image
 
 
-def predict_first_defects(category: str, encoder: str, k_shot: int, num_steps: int) -> list[dict[str, Tensor | str]]:
-    """Fit on ``k_shot`` normal images of a category and predict the first test image of each of two defects.
+def join_pictures(folder: Path, output: Path) -> Path:
+    """Write the first picture of every subfolder of ``folder``, one below the other.
 
-    Returns:
-        For each image ``image (3, H, W)``, ``mask (H, W)``, ``anomaly_map (H, W)`` in ``[0, 1]`` and ``title``.
+    Args:
+        folder: What Anomalib's visualizer wrote: a folder for each kind of defect, and one for good parts.
+        output: PNG to write.
+
+    Raises:
+        FileNotFoundError: If there are no pictures.
     """
-    data = DemoParts(category=category, num_workers=0)
-    model = VTFusion(encoder=encoder, k_shot=k_shot, num_steps=num_steps, visualizer=False)
-    engine = Engine(enable_progress_bar=False, default_root_dir="results/heatmaps")
-    engine.fit(model, datamodule=data)
-    shown: dict[str, dict[str, Tensor | str]] = {}
-    batches: list[Any] = list(engine.predict(model, datamodule=data) or [])
-    for batch in batches:
-        for item in batch.items:
-            defect = Path(item.image_path).parent.name
-            if defect != "good" and defect not in shown:
-                shown[defect] = {
-                    "image": item.image,
-                    "mask": item.gt_mask.squeeze(),
-                    "anomaly_map": item.anomaly_map.squeeze(),
-                    "title": f"{category}: {defect.replace('_', ' ')}",
-                }
-    return [shown[defect] for defect in sorted(shown)][:2]
-
-
-def draw(rows: list[dict[str, Tensor | str]], path: Path) -> None:
-    """Write a picture with a column for each image: the image, its ground truth and its heat map."""
-    figure, axes = plt.subplots(3, len(rows), figsize=(1.35 * len(rows), 4.3), dpi=110, squeeze=False)
-    for column, row in enumerate(rows):
-        image = torch.as_tensor(row["image"]).permute(1, 2, 0).cpu()
-        panels: tuple[Axes, ...] = tuple(axes[:, column])
-        panels[0].imshow(image)
-        panels[0].set_title(str(row["title"]).replace(": ", "\n"), fontsize=7)
-        panels[1].imshow(torch.as_tensor(row["mask"]).cpu(), cmap="gray")
-        panels[2].imshow(image)
-        panels[2].imshow(torch.as_tensor(row["anomaly_map"]).cpu(), cmap="jet", alpha=0.5, vmin=0, vmax=1)
-        for panel in panels:
-            panel.set_axis_off()
-    figure.tight_layout(pad=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png")
-    plt.close(figure)
-    temporary.replace(path)
+    firsts = [sorted(kind.glob("*.png"))[0] for kind in sorted(folder.iterdir()) if any(kind.glob("*.png"))]
+    if not firsts:
+        raise FileNotFoundError(f"{folder} holds no folders with pictures; give the images folder of a run.")
+    pictures = [Image.open(path).convert("RGB") for path in firsts]
+    width, height = max(p.width for p in pictures), sum(p.height for p in pictures)
+    joined = Image.new("RGB", (width, height), "white")
+    top = 0
+    for picture in pictures:
+        joined.paste(picture, (0, top))
+        top += picture.height
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}")
+    joined.resize((width * 3 // 4, height * 3 // 4)).save(temporary, format="PNG")
+    return temporary.replace(output)
 
 
 def main() -> None:
-    """Fit every category of the demo parts and draw the picture."""
+    """Join the pictures of the folder given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("docs/heatmaps.png"))
-    parser.add_argument("--encoder", default="vtfusion-tiny")
-    parser.add_argument("--k_shot", type=int, default=2)
-    parser.add_argument("--num_steps", type=int, default=120)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("output", type=Path)
     args = parser.parse_args()
-    rows = [
-        row for name in CATEGORIES for row in predict_first_defects(name, args.encoder, args.k_shot, args.num_steps)
-    ]
-    draw(rows, args.output)
+    join_pictures(args.folder, args.output)
 
 
 if __name__ == "__main__":
