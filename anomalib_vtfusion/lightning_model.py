@@ -101,7 +101,7 @@ class VTFusion(AnomalibModule):
         texture_source: str | None = None,
         rotate_references: bool = True,
         bank_size: int = 2048,
-        num_steps: int = 120,
+        num_steps: int = 60,
         learning_rate: float = 1e-3,
         seed: int = 0,
         pre_processor: PreProcessor | bool = True,

@@ -8,13 +8,15 @@ from anomalib_vtfusion.components.predictions import TOP_FRACTION
 
 # Widths of the three pyramid levels, from the encoder's grid h x w up to 4h x 4w.
 WIDTHS = (128, 64, 32)
-# Bound of the residual: the network may turn a verdict round, not drown the evidence.
+# Bound of the map's residual: the network may turn a verdict round, not drown the evidence.
 MAX_RESIDUAL = 4.0
+# Bound of the score's residual. Labels of a few synthetic images teach an image head less than the map already knows.
+MAX_SCORE_RESIDUAL = 1.0
 
 
-def bounded(residual: Tensor) -> Tensor:
-    """Squash a residual logit smoothly into ``(-MAX_RESIDUAL, MAX_RESIDUAL)``."""
-    return MAX_RESIDUAL * torch.tanh(residual / MAX_RESIDUAL)
+def bounded(residual: Tensor, limit: float) -> Tensor:
+    """Squash a residual logit smoothly into ``(-limit, limit)``."""
+    return limit * torch.tanh(residual / limit)
 
 
 class PyramidLevel(nn.Module):
@@ -90,7 +92,7 @@ class SegmentationNet(nn.Module):
         features = self.levels[1](self._with_evidence(torch.cat([features, skip], dim=1), evidence), guide)
         features = self._resize(features, (4 * height, 4 * width))
         features = self.levels[2](self._with_evidence(features, evidence), guide)
-        return bounded(self.output(features))
+        return bounded(self.output(features), MAX_RESIDUAL)
 
     def _with_evidence(self, features: Tensor, evidence: Tensor) -> Tensor:
         return torch.cat([features, self._resize(evidence, features.shape[-2:])], dim=1)
@@ -125,7 +127,7 @@ class ImageHead(nn.Module):
         attended = (fused_map.flatten(2) * weights).sum(dim=-1)
         pooled = torch.cat([fused_map.mean(dim=(2, 3)), attended], dim=1)
         statistics = torch.cat([self._statistics(logits), self._statistics(base)], dim=1)
-        return bounded(self.output(torch.cat([self.network(pooled), statistics], dim=1)))
+        return bounded(self.output(torch.cat([self.network(pooled), statistics], dim=1)), MAX_SCORE_RESIDUAL)
 
     @staticmethod
     def _statistics(logits: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from anomalib_vtfusion.components.predictions import TOP_FRACTION
 from anomalib_vtfusion.components.segmentation import (
     MAX_RESIDUAL,
+    MAX_SCORE_RESIDUAL,
     WIDTHS,
     ImageHead,
     PyramidLevel,
@@ -29,11 +30,11 @@ def inputs(grid=(3, 5), finest=(7, 10)):
 
 def test_bound_is_smooth_odd_and_the_identity_near_zero():
     values = torch.linspace(-1e3, 1e3, 101, dtype=torch.float64)
-    assert bounded(values).abs().max() <= MAX_RESIDUAL
-    torch.testing.assert_close(bounded(-values), -bounded(values))
+    assert bounded(values, MAX_RESIDUAL).abs().max() <= MAX_RESIDUAL
+    torch.testing.assert_close(bounded(-values, MAX_RESIDUAL), -bounded(values, MAX_RESIDUAL))
     small = torch.tensor([1e-3, -2e-3], dtype=torch.float64)
-    torch.testing.assert_close(bounded(small), small, rtol=1e-5, atol=0)
-    assert (bounded(torch.linspace(-5, 5, 50)).diff() > 0).all()
+    torch.testing.assert_close(bounded(small, MAX_RESIDUAL), small, rtol=1e-5, atol=0)
+    assert (bounded(torch.linspace(-5, 5, 50), MAX_RESIDUAL).diff() > 0).all()
 
 
 class TestSegmentationNet:
@@ -99,7 +100,7 @@ class TestImageHead:
         fused, logits, base = randn(2, 8, 3, 4), randn(2, 1, 12, 16, seed=1), randn(2, 1, 6, 8, seed=2)
         assert head(fused, logits, base).tolist() == [[0.0], [0.0]]
         torch.nn.init.constant_(head.output.weight, 1e3)
-        assert head(fused, logits, base).abs().max() <= MAX_RESIDUAL
+        assert head(fused, logits, base).abs().max() <= MAX_SCORE_RESIDUAL
 
     def test_statistics_of_the_maps(self):
         values = torch.arange(400.0).view(1, 1, 20, 20)
