@@ -21,8 +21,8 @@ from anomalib_vtfusion.prompting import PromptSet
 
 # Share of the text in the training-free evidence; the network may use it as it likes.
 TEXT_WEIGHT = 0.15
-# Share of the learned residual that inference keeps. What a network learns from a few images is overconfident: half of it
-# beats all of it and none of it in AUPRO on most demo parts.
+# Share of the learned residual that inference keeps. What a network learns from a few images is overconfident: half of
+# it beats all of it and none of it in AUPRO on most demo parts.
 RESIDUAL_SHARE = 0.5
 # Images encoded at once while the references are taken in.
 CHUNK = 16
