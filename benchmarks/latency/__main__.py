@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -54,8 +55,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--output", type=Path, default=RESULTS / "latency.json", help="result file; a plot goes beside")
+    parser.add_argument("--folder", type=Path, help="keep what is prepared here, or take it from here")
+    parser.add_argument("--prepare", action="store_true", help="prepare --folder, for a measurement at a quiet time")
     parser.add_argument("--quick", action="store_true", help="one round in this process, only to try the benchmark")
     found = parser.parse_args(arguments)
+    if found.prepare and found.folder is None:
+        parser.error("--prepare needs --folder, where the measurement will find it")
     if "tower" not in found.variants:
         found.variants.insert(0, "tower")  # everything is compared with it
     if found.quick:
@@ -68,12 +73,25 @@ class Run:
 
     Args:
         settings: What `parse` returned.
-        folder: Folder for all files.
+        folder: Folder for all files; what it holds already is taken from there.
         keep: Ends what was started.
+
+    Raises:
+        ValueError: If the folder was prepared with other settings.
     """
 
     def __init__(self, settings: argparse.Namespace, folder: Path, keep: ExitStack) -> None:
         self.settings, self.folder, self.keep = settings, folder, keep
+        own = {name: getattr(settings, name) for name in ("encoder", "weights", "steps")}
+        about = folder / "about.json"
+        if not about.exists():
+            write_json(about, {"settings": own, "commit": provenance()["commit"]})
+        prepared = json.loads(about.read_text(encoding="utf-8"))
+        self.commit: str | None = prepared["commit"]
+        if prepared["settings"] != own:
+            raise ValueError(
+                f"{folder} was prepared with {prepared['settings']}, not with {own}; give another --folder."
+            )
         self.make: Callable[[Job], dict[str, Any]] = make if settings.quick else make_in_process
         encoder = VisionTextEncoder(settings.encoder, settings.weights)
         self.size, self.weights_hash = encoder.image_size, encoder.weights_hash
@@ -87,10 +105,25 @@ class Run:
         """Make a file, once."""
         settings = self.settings
         job = Job(what, str(self.folder), settings.encoder, settings.weights, k, steps, compression)
+        record = job.target / "made.json"
+        if job not in self.files and record.exists():
+            self.files[job] = json.loads(record.read_text(encoding="utf-8"))
         if job not in self.files:
             print(f"making {job.target.name}", flush=True)
             self.files[job] = self.make(job)
+            write_json(record, self.files[job])
         return self.files[job]
+
+    def prepare(self) -> None:
+        """Make all files."""
+        self.job("fit", steps=self.settings.steps)
+        for name in self.settings.variants:
+            self.job(*VARIANTS[name][:2])
+        for k in self.settings.references:
+            self.job("fit", k=k, steps=self.settings.steps if k == K else 0)
+            self.job("export_torch", k=k)
+        if not self.settings.quick:
+            self.job("test")
 
     def start(self, variant: Variant) -> Asked:
         """Load a variant."""
@@ -109,7 +142,6 @@ class Run:
 
     def compare_variants(self) -> tuple[dict[str, Any], dict[str, Asked]]:
         """All variants, by name: times, memory, load time, file size and scores."""
-        self.job("fit", steps=self.settings.steps)
         made = {name: self.job(*VARIANTS[name][:2]) for name in self.settings.variants}
         variants = {name: self.variant(name, made[name]["path"], *VARIANTS[name][2:]) for name in made}
         workers = {name: self.start(variant) for name, variant in variants.items()}
@@ -138,7 +170,6 @@ class Run:
         """Eager time at batch 1, by number of references."""
         workers, rows = {}, {}
         for k in self.settings.references:
-            self.job("fit", k=k, steps=self.settings.steps if k == K else 0)
             path = self.job("export_torch", k=k)["path"]
             state = torch.load(Path(self.folder, f"fit-k{k}", "model.ckpt"), weights_only=True)["state_dict"]
             rows[k] = [value.shape[0] for name, value in state.items() if ".keys_" in name]
@@ -157,7 +188,6 @@ class Run:
 
     def peaks(self) -> dict[str, float]:
         """Peak memory in MB of a test and of each export, each in a process of its own."""
-        self.job("test")
         return {job.target.name: round(made["peak_mb"], 1) for job, made in self.files.items()}
 
 
@@ -167,11 +197,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
     # Of the commit and the load that the run starts with.
     result: dict[str, Any] = {"benchmark": "latency", "provenance": provenance()}
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as keep:
-        run = Run(settings, Path(folder), keep)
+    with ExitStack() as keep:
+        run = Run(settings, settings.folder or Path(keep.enter_context(tempfile.TemporaryDirectory())), keep)
+        run.prepare()
+        if settings.prepare:
+            return
         names = ("encoder", "weights", "batches", "rounds", "repeats", "steps", "threads", "device")
         result["settings"] = {name: getattr(settings, name) for name in names}
         result["settings"] |= {"k": K, "image_size": run.size, "weights_hash": run.weights_hash}
+        result["settings"] |= {"prepared_at_commit": run.commit}
         result["variants"], workers = run.compare_variants()
         result["images"] = run.compare_images(workers["vtfusion"] if "vtfusion" in workers else workers["tower"])
         result["references"] = run.compare_references()

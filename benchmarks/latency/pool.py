@@ -42,6 +42,7 @@ class WorkerProcess:
         threads = str(variant.threads)
         # Threads that wait for work by spinning would take time from the next variant.
         quiet = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+        quiet["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # in this process, and none left behind
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.latency.worker"],
             cwd=ROOT,
@@ -73,9 +74,9 @@ class WorkerProcess:
             self._input.flush()
         answer = self._output.readline()
         if not answer:
-            self._process.wait()
+            code = self._process.wait()
             self._errors.seek(0)
-            raise RuntimeError(f"The process of {self.name} ended:\n{self._errors.read()[-3000:]}")
+            raise RuntimeError(f"The process of {self.name} ended with {code}:\n{self._errors.read()[-3000:]}")
         return json.loads(answer)
 
 

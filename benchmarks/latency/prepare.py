@@ -25,7 +25,7 @@ from torch import nn
 from anomalib_vtfusion import VTFusion
 from anomalib_vtfusion.components.encoder_weights import load_clip
 from anomalib_vtfusion.components.encoders import VisionTextEncoder
-from anomalib_vtfusion.data.demo import render, render_category
+from anomalib_vtfusion.data.demo import ensure_rendered, render
 from benchmarks.few_shot.window_clip import CropWindowModel
 from benchmarks.latency.worker import resident_megabytes
 from benchmarks.provenance import ROOT
@@ -69,9 +69,7 @@ class Job:
 
 def data(folder: Path, train: int) -> None:
     """Render the demo's washers with at least ``train`` normal training images."""
-    category = folder / "parts" / CATEGORY
-    render_category(CATEGORY, category)
-    good = category / "train" / "good"
+    good = ensure_rendered(folder / "parts", CATEGORY) / "train" / "good"
     for index in range(len(list(good.iterdir())), train):
         Image.fromarray(render(CATEGORY, "train", "good", index)[0]).save(good / f"{index:03}.png")
 

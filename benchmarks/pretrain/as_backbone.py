@@ -7,13 +7,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from anomalib.data import AnomalibDataModule, MVTecAD
 from anomalib.engine import Engine
-from anomalib.metrics import AUROC, Evaluator
 from anomalib.models import Padim, Patchcore
+from anomalib.post_processing import PostProcessor
+from lightning import seed_everything
 
 import anomalib_vtfusion
 from anomalib_vtfusion.data.demo import DemoParts
+from benchmarks.pretrain.evaluate import auroc
 from benchmarks.pretrain.export import export_timm_backbone
 from benchmarks.provenance import provenance, write_json
 
@@ -21,7 +24,7 @@ SHIPPED = Path(anomalib_vtfusion.__file__).parent / "weights" / "vtfusion-tiny"
 
 
 def measure(model_name: str, backbone: str, datamodule: AnomalibDataModule, folder: Path) -> dict[str, float]:
-    """Fit and test one model.
+    """Fit and judge one model.
 
     Args:
         model_name: "Patchcore" or "Padim".
@@ -32,19 +35,24 @@ def measure(model_name: str, backbone: str, datamodule: AnomalibDataModule, fold
     Returns:
         Image and pixel AUROC on the test images.
     """
-    metrics = [
-        AUROC(fields=["pred_score", "gt_label"], prefix="image_"),
-        AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_"),
-    ]
-    options: dict[str, Any] = {"backbone": backbone, "evaluator": Evaluator(test_metrics=metrics), "visualizer": False}
+    options: dict[str, Any] = {
+        "backbone": backbone,
+        # Scores as they are: without validation images there is nothing to fit a normalisation to, and torchmetrics
+        # would squash scores above 1 until they are all alike.
+        "evaluator": False,
+        "post_processor": PostProcessor(enable_normalization=False, enable_thresholding=False),
+        "visualizer": False,
+    }
     if model_name == "Patchcore":
         model: Patchcore | Padim = Patchcore(layers=["layer2", "layer3"], coreset_sampling_ratio=0.02, **options)
     else:
         model = Padim(layers=["layer1", "layer2", "layer3"], n_features=100, **options)
     engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False)
     engine.fit(model, datamodule=datamodule)
-    (found,) = engine.test(model, datamodule=datamodule)
-    return {name: round(float(value), 4) for name, value in found.items()}
+    batches: list[Any] = engine.predict(model, datamodule=datamodule) or []
+    scores, labels = (torch.cat([getattr(b, name).flatten() for b in batches]) for name in ("pred_score", "gt_label"))
+    maps, masks = (torch.cat([getattr(b, name).flatten() for b in batches]) for name in ("anomaly_map", "gt_mask"))
+    return {"image_auroc": round(auroc(scores, labels), 4), "pixel_auroc": round(auroc(maps, masks), 4)}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -55,6 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args(arguments)
     results = {}
+    seed_everything(0)
     with tempfile.TemporaryDirectory() as temporary:
         backbone = f"local-dir:{export_timm_backbone(SHIPPED, Path(temporary) / 'backbone')}"
         for name in ("Patchcore", "Padim"):

@@ -103,17 +103,18 @@ def patch_nearest_neighbour(
     chosen = {(k, s): select_references([str(p) for p in train], k, s) for k in shots for s in seeds}
     needed = sorted({i for indices in chosen.values() for i in indices})
     references = {i: patch_features(encoder, read_image(train[i], size)[None])[0] for i in needed}
-    banks = {key: torch.cat([references[i] for i in indices]) for key, indices in chosen.items()}
     labels = torch.tensor([mask is not None for _, mask in test])
-    scores: dict[tuple[int, int], list[Tensor]] = {key: [] for key in banks}
-    pixels: dict[tuple[int, int], list[Tensor]] = {key: [] for key in banks}
+    scores: dict[tuple[int, int], list[Tensor]] = {key: [] for key in chosen}
+    pixels: dict[tuple[int, int], list[Tensor]] = {key: [] for key in chosen}
     truth = []
     for path, mask in test:
         query = patch_features(encoder, read_image(path, size)[None])[0]
         side = round(len(query) ** 0.5)
         truth.append(F.max_pool2d(read_mask(mask, 4 * side).float()[None], 4)[0] if mask else torch.zeros(side, side))
-        for key, bank in banks.items():
-            distance = nearest_distance(query, bank)
+        # References are shared between seeds and shots; each is compared once.
+        to_reference = {i: nearest_distance(query, reference) for i, reference in references.items()}
+        for key, indices in chosen.items():
+            distance = torch.stack([to_reference[i] for i in indices]).amin(0)
             scores[key].append(distance.topk(max(1, round(TOP_FRACTION * len(distance)))).values.mean())
             pixels[key].append(distance)
     flat_truth = torch.stack(truth).flatten() > 0.5

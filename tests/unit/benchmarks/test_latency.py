@@ -104,7 +104,7 @@ class TestProcess:
         process = WorkerProcess(variant, tmp_path / "images.npy")
         try:
             assert process.ask({"do": "scores"}) == Worker(variant, images).ask({"do": "scores"})
-            with pytest.raises(RuntimeError, match=r"tower ended:[\s\S]*Unknown request"):
+            with pytest.raises(RuntimeError, match=r"tower ended with 1:[\s\S]*Unknown request"):
                 process.ask({"do": "nothing"})
         finally:
             process.stop()
