@@ -43,6 +43,11 @@ FAMILY_PHRASES: dict[str, tuple[str, ...]] = {
 }
 """What a person would call the defects of each synthetic family."""
 
+# Sides of the images of a step, in parts of the stage's size; there are fewer of the larger ones, so that every step
+# takes about as long. Real parts are seen at every scale.
+SCALES = (0.75, 1.0, 1.5)
+# How often a product comes from each pool or is rendered.
+SHARES = {"textures": 0.28, "photographs": 0.22, "tiny-imagenet": 0.08, "procedural": 0.42}
 GENERIC_NAMES = ("object", "part", "product", "surface", "texture", "material", "item", "component")
 STRIDES = (8, 16)
 
@@ -64,29 +69,27 @@ class ProductBatch:
 
     Args:
         corpus: Image pools.
-        size: Side of the images in pixels.
-        counts: Products drawn from each pool and from the renderings ("procedural").
     """
 
-    def __init__(self, corpus: Corpus, size: int, counts: dict[str, int]) -> None:
+    def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus
-        self.size = size
-        self.counts = counts
 
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, list[str]]:
-        """Return clean queries and references ``(B, 3, S, S)`` in [0, 1] and names."""
+    def draw(self, count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, list[str]]:
+        """Return clean queries and references ``(count, 3, size, size)`` in [0, 1] and names."""
+        shares = torch.tensor([*SHARES.values()])
+        pools = torch.multinomial(shares, count, replacement=True, generator=generator).bincount(minlength=len(SHARES))
         queries, references, names = [], [], []
         # A surface looks much the same nearby, so its reference may come from a little further than a photograph's.
-        ranges = {"textures": ((0.08, 0.5), 0.3), "photographs": ((0.15, 0.8), 0.1), "tiny-imagenet": ((0.5, 1.0), 0.1)}
-        for name, count in self.counts.items():
-            if not count:
+        ranges = {"textures": ((0.08, 0.7), 0.3), "photographs": ((0.15, 0.8), 0.1), "tiny-imagenet": ((0.5, 1.0), 0.1)}
+        for name, number in zip(SHARES, pools.tolist(), strict=True):
+            if not number:
                 continue
             if name == "procedural":
-                first, second, titles = product_pairs(count, self.size, generator)
+                first, second, titles = product_pairs(number, size, generator)
             else:
                 source, (area, apart) = self.corpus.training[name], ranges[name]
-                rows = torch.randint(len(source.labels), (count,), generator=generator)
-                first, second = paired_crops(source.take(rows), self.size, generator, area, apart)
+                rows = torch.randint(len(source.labels), (number,), generator=generator)
+                first, second = paired_crops(source.take(rows), size, generator, area, apart)
                 titles = [self.corpus.class_names[i] for i in source.labels[rows].tolist()]
             queries.append(first)
             references.append(second)
@@ -113,7 +116,7 @@ class InspectionObjective(Objective):
     Args:
         encoder: open_clip model with the token table of ``vocabulary``; it is widened to this stage's words.
         corpus: Image pools.
-        stage: Settings; ``stage.batch`` products are drawn in a step.
+        stage: Settings; ``stage.batch`` products are drawn in a step at ``stage.size`` pixels.
         vocabulary: Vocabulary of the encoder.
         names_images: Images for the class-name contrast, at 64 px.
     """
@@ -136,10 +139,8 @@ class InspectionObjective(Objective):
         self.vocabulary = Vocabulary(torch.cat([vocabulary.ids, wanted.flatten()]))
         shrink_embedding(encoder, self.vocabulary, vocabulary)
         self.texts = Texts(corpus.class_names, self.context_length, self.vocabulary)
-        quarter = stage.batch // 4
-        counts = {"textures": quarter, "photographs": quarter * 2 // 3, "tiny-imagenet": quarter // 3}
-        counts["procedural"] = stage.batch - sum(counts.values())
-        self.products = ProductBatch(corpus, stage.size, counts)
+        self.stage = stage
+        self.products = ProductBatch(corpus)
         # At the stage's size the smallest defects are a few pixels and the faintest hard to see, as real ones are.
         self.synthesizer = AnomalySynthesizer(area=(0.0015, 0.08), strength=(0.25, 1.0), clean_fraction=0.3)
         reductions = {
@@ -154,7 +155,9 @@ class InspectionObjective(Objective):
 
     def forward(self, generator: torch.Generator, device: torch.device) -> tuple[Tensor, dict[str, float]]:
         """Draw one batch and return its loss with figures for the log."""
-        queries, references, names = self.products.draw(generator)
+        scale = SCALES[int(torch.randint(len(SCALES), (1,), generator=generator))]
+        products = max(4, round(self.stage.batch / scale**2))
+        queries, references, names = self.products.draw(products, round(self.stage.size * scale), generator)
         damaged = self.synthesizer(queries, generator)
         noise = uniform(generator, (2 * len(queries), 1, 1, 1), 0.0, 0.02)
         pictures = torch.cat([damaged.images, references])
@@ -170,7 +173,8 @@ class InspectionObjective(Objective):
         ).mean()
         parts |= self._words(names, damaged.families, tokens[:count], pooled[:count], masks, labels, generator)
         parts["names"] = self._names(generator, device)
-        weights = {"match": 2.0, "rank": 1.0, "mask": 0.5, "state": 1.0, "dense": 1.0, "phrase": 0.5, "names": 0.5}
+        weights = {"match": 2.0, "rank": 1.0, "mask": 0.5, "phrase": 0.5, "names": 0.5}
+        weights |= {"state": 1.0, "dense": 1.0, "order": 1.0}
         loss = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
         return loss, {name: value.item() for name, value in parts.items()}
 
@@ -227,9 +231,11 @@ class InspectionObjective(Objective):
                 positives[row, self.phrases.index(phrase)] = 1
             if family == "clean":
                 positives[row, -1] = 1
+        dense = torch.einsum("bdhw,bd->bhw", tokens, direction)[:, None]
         return {
             "state": losses.balanced_bce((pooled * direction).sum(1), labels, 1 - labels),
-            "dense": losses.mask_loss(torch.einsum("bdhw,bd->bhw", tokens, direction)[:, None], masks),
+            "dense": losses.mask_loss(dense, masks),
+            "order": losses.ranking_loss(dense, labels, top=1),
             "phrase": losses.any_of_loss(scale * pooled @ phrase_vectors.T, positives.to(tokens.device)),
         }
 

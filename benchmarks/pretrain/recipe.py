@@ -66,7 +66,7 @@ def work(args: argparse.Namespace) -> None:
     boxes = args.minutes * args.names_part, args.minutes * (1 - args.names_part)
     stages = (
         StageConfig("names", 20_000, boxes[0], size=64, batch=96, learning_rate=2e-3),
-        StageConfig("inspection", 20_000, boxes[1], size=112, batch=12, learning_rate=1e-3),
+        StageConfig("inspection", 20_000, boxes[1], size=128, batch=10, learning_rate=1e-3),
     )
     train(read_corpus(args), stages, args.output, seed=args.seed, resume=args.resume)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 import time
@@ -66,9 +67,15 @@ class Vocabulary:
         return torch.searchsorted(self.ids, tokens.contiguous())
 
 
+@functools.cache
+def _tokenizer(context_length: int) -> open_clip.SimpleTokenizer:
+    """The standard tokenizer; reading its table takes longer than a step should."""
+    return open_clip.SimpleTokenizer(context_length=context_length)
+
+
 def tokenize(prompts: Sequence[str], context_length: int) -> Tensor:
     """Token ids ``(N, context_length)`` of the standard tokenizer."""
-    return open_clip.SimpleTokenizer(context_length=context_length)(list(prompts))
+    return _tokenizer(context_length)(list(prompts))
 
 
 def shrink_embedding(
