@@ -63,6 +63,7 @@ class VTFusion(AnomalibModule):
         texture_source: Folder of texture images to blend into synthetic anomalies; None takes them from the references.
         rotate_references: Flipped and turned references count as normal. Switch off where orientation matters.
         bank_size: Most rows of the reference bank a layer.
+        prior: Start the fit from weights learned on many small tasks, where the encoder brings them along.
         num_steps: Optimiser steps of the fit; 0 gives the training-free detector.
         learning_rate: Highest learning rate of the one-cycle schedule.
         seed: Seed of the references, initial weights and synthetic anomalies.
@@ -101,6 +102,7 @@ class VTFusion(AnomalibModule):
         texture_source: str | None = None,
         rotate_references: bool = True,
         bank_size: int = 2048,
+        prior: bool = True,
         num_steps: int = 60,
         learning_rate: float = 1e-3,
         seed: int = 0,
@@ -141,6 +143,7 @@ class VTFusion(AnomalibModule):
             learnable_context=learnable_context,
             bank_size=bank_size,
             seed=seed,
+            prior=prior,
         )
         self.loss = VTFusionLoss()
         self.synthesizer = synthesizer

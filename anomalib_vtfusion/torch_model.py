@@ -14,6 +14,7 @@ from anomalib_vtfusion.components.feature_noise import FeatureNoise, add_feature
 from anomalib_vtfusion.components.frozen_state import leave_out_of_state
 from anomalib_vtfusion.components.fusion import FusionBlock
 from anomalib_vtfusion.components.predictions import base_logits, text_margin, top_mean
+from anomalib_vtfusion.components.prior import load_prior
 from anomalib_vtfusion.components.reference_bank import ReferenceBank
 from anomalib_vtfusion.components.segmentation import ImageHead, SegmentationNet
 from anomalib_vtfusion.components.text_features import TextFeatures
@@ -76,6 +77,7 @@ class VTFusionModel(nn.Module):
         dim: Width ``d`` of the fused map.
         bank_size: Most rows of the reference bank a layer.
         seed: Seed of the initial weights.
+        prior: Start from the weights that the encoder brings along, where it does.
 
     Raises:
         ValueError: If ``learnable_context`` is negative or leaves no room for words, or ``bank_size`` is not positive.
@@ -89,6 +91,7 @@ class VTFusionModel(nn.Module):
         dim: int = 256,
         bank_size: int = 4096,
         seed: int = 0,
+        prior: bool = False,
     ) -> None:
         super().__init__()
         room = encoder.context_length - 3  # start, one word, end
@@ -124,6 +127,8 @@ class VTFusionModel(nn.Module):
         self.margin_mean: Tensor
         self.margin_std: Tensor
         leave_out_of_state(self, "encoder")
+        if prior and encoder.prior is not None:
+            load_prior(self, encoder.prior, encoder.weights_hash)
 
     def forward(self, images: Tensor) -> InferenceBatch:
         """Anomaly map ``(B, 1, H, W)`` and score ``(B, 1)`` in ``(0, 1)`` of images ``(B, 3, H, W)``."""

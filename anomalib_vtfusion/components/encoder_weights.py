@@ -25,6 +25,8 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from torch import Tensor, nn
 
+from .prior import PRIOR_NAME
+
 logger = logging.getLogger(__name__)
 
 SHIPPED_ENCODER = "vtfusion-tiny"
@@ -47,12 +49,14 @@ class LoadedClip:
         tokenizer: Callable from a list of strings to token ids.
         mean: Channel means of the image normalisation, for images in ``[0, 1]``.
         std: Channel standard deviations of the image normalisation.
+        prior: File with initial weights for the rest of the network beside the model's own weights, or None.
     """
 
     model: nn.Module
     tokenizer: Any
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    prior: Path | None = None
 
 
 @dataclass
@@ -100,7 +104,9 @@ def load_clip(encoder: str, weights: str | None = None) -> LoadedClip:
     if source.checkpoint is None:
         logger.warning("Encoder %r has random weights: its features know nothing of images or text.", encoder)
     mean, std = (tuple(float(value) for value in source.preprocess[key]) for key in ("mean", "std"))
-    return LoadedClip(model=model, tokenizer=tokenizer, mean=mean, std=std)  # type: ignore[arg-type]
+    prior = source.checkpoint and source.checkpoint.with_name(PRIOR_NAME)
+    found = prior if prior is not None and prior.is_file() else None
+    return LoadedClip(model=model, tokenizer=tokenizer, mean=mean, std=std, prior=found)  # type: ignore[arg-type]
 
 
 def hash_state(states: Sequence[Mapping[str, Tensor]]) -> str:

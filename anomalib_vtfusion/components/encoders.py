@@ -58,6 +58,7 @@ class VisionTextEncoder(nn.Module):
         channels: Channels ``C_l`` of each map.
         grids: Size ``(h_l, w_l)`` of each map.
         token_grid: Size ``(h, w)`` of the dense tokens.
+        prior: File with initial weights for the rest of the network that came with the weights, or None.
         weights_hash: SHA-256 of both towers' weights as loaded, the same for every image size.
         logit_scale: Factor on cosine similarity that the model was trained with.
         text_width: Size of a text token, and so of a context vector.
@@ -84,6 +85,7 @@ class VisionTextEncoder(nn.Module):
         self._weights = weights
         loaded = load_clip(encoder, weights)
         visual: Any = loaded.model.visual  # its kind is found out by build_image_tower
+        self.prior = loaded.prior
         self.text: TextTower | None = TextTower(loaded.model, loaded.tokenizer)
         # Before position embeddings are resized, so that it names the weights whatever the image size.
         self.weights_hash: str = hash_state([visual.state_dict(), self.text.state_dict()])

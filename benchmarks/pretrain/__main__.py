@@ -1,7 +1,8 @@
-"""Train ``vtfusion-tiny`` from scratch: class names first, then inspection.
+"""Train ``vtfusion-tiny`` from scratch: class names, then inspection, then the prior of VTFusion's own network.
 
-Writes checkpoints, logs (``names.jsonl``, ``inspection.jsonl``), the encoder in open_clip's local-dir format
-(``vtfusion-tiny``, after every checkpoint) and the zero-shot check (``zero_shot.json``) into ``--output``.
+Writes checkpoints, logs (``names.jsonl``, ``inspection.jsonl``, ``prior.jsonl``), the encoder with its prior in
+open_clip's local-dir format (``vtfusion-tiny``, after every checkpoint) and the zero-shot check (``zero_shot.json``)
+into ``--output``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints, logs and decoded images")
     parser.add_argument("--minutes", type=float, default=100, help="minutes of training in all")
     parser.add_argument("--names-part", type=float, default=0.35, help="part of the time for the stage on class names")
+    parser.add_argument("--prior-part", type=float, default=0.2, help="part of the time for the stage on small tasks")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --output")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes that train together, each with its batch")

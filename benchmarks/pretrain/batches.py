@@ -90,6 +90,29 @@ def paired_crops(
     return first, _sample(images, _affine(wide, wide, turned, moved, mirror), size)
 
 
+def crops_alike(
+    image: Tensor, count: int, size: int, generator: torch.Generator, area: tuple[float, float], apart: float
+) -> Tensor:
+    """Cut several crops of nearly the same scale and angle from one image.
+
+    Args:
+        image: uint8 ``(3, H, W)``.
+        count: Number of crops.
+        size: Side of the results in pixels.
+        generator: CPU generator.
+        area: Smallest and largest part of the image that a crop covers.
+        apart: How far crops may lie from each other: 1 for anywhere, 0 for the same place.
+
+    Returns:
+        Float crops ``(count, 3, size, size)`` in [0, 1].
+    """
+    side = uniform(generator, (1,), *area).sqrt() * uniform(generator, (count,), -0.06, 0.06).exp()
+    angle = uniform(generator, (1,), -0.17, 0.17) + uniform(generator, (count,), -0.06, 0.06)
+    moved = uniform(generator, (1, 2), -1, 1) * (1 - apart) + apart * uniform(generator, (count, 2), -1, 1)
+    theta = _affine(side.clamp(max=1.0), side.clamp(max=1.0), angle, moved, _mirror(1, generator).expand(count))
+    return _sample(image.expand(count, -1, -1, -1), theta, size)
+
+
 def photometric(images: Tensor, generator: torch.Generator, strength: float = 0.4, grey: float = 0.15) -> Tensor:
     """Change brightness, contrast and saturation of every image, and make some of them grey.
 

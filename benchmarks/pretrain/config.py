@@ -50,7 +50,8 @@ class StageConfig:
     given, ``seconds trained / (60 * minutes)``. With ``minutes=None`` the run depends on the seed alone.
 
     Attributes:
-        name: "names" (class names only) or "inspection" (defects, masks and matching as well).
+        name: "names" (class names only), "inspection" (defects, masks and matching as well) or "prior" (VTFusion's own
+            network on small tasks).
         steps: Optimiser steps at most.
         minutes: Time box in minutes of training, or None.
         size: Side of the square crops in pixels.

@@ -121,6 +121,8 @@ class InspectionObjective(Objective):
         names_images: Images for the class-name contrast, at 64 px.
     """
 
+    encoder: open_clip.CustomTextCLIP
+
     def __init__(
         self,
         encoder: open_clip.CustomTextCLIP,

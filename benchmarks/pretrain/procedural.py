@@ -101,8 +101,8 @@ def _curvature(views: int, size: int, generator: torch.Generator) -> Tensor:
     return (1 - depths * (u + shift).abs() ** (1 + 5 * power)).clamp(0.05, 1).unsqueeze(1)
 
 
-def _render(kind: str, views: int, size: int, generator: torch.Generator) -> Tensor:
-    """One product ``(views, 3, size, size)`` in [0, 1]."""
+def render(kind: str, views: int, size: int, generator: torch.Generator) -> Tensor:
+    """Views ``(views, 3, size, size)`` of one product of a kind of :data:`KINDS`; noise may leave [0, 1] a little."""
     relief = _relief(kind, views, size, generator).clamp(0, 1).unsqueeze(1)
     grey = torch.rand(1, generator=generator).item() < (0.9 if kind in {"grain", "brushed"} else 0.6)
     low, high = uniform(generator, (3, 1, 1), 0.05, 0.6), uniform(generator, (3, 1, 1), 0.3, 0.95)
@@ -137,7 +137,7 @@ def product_pairs(count: int, size: int, generator: torch.Generator) -> tuple[Te
     shares = [*kinds, "grain", "grain", "brushed", "brushed", "brushed", "plate"]
     order = torch.randint(len(shares), (count,), generator=generator).tolist()
     chosen = [shares[i] for i in order]
-    pairs = torch.stack([_render(kind, 2, size, generator) for kind in chosen]).clamp(0, 1)
+    pairs = torch.stack([render(kind, 2, size, generator) for kind in chosen]).clamp(0, 1)
     return pairs[:, 0], pairs[:, 1], [KINDS[kind] for kind in chosen]
 
 

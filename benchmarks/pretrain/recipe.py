@@ -1,10 +1,11 @@
-"""Both stages in order, and the processes they run in."""
+"""The stages in order, and the processes they run in."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import open_clip
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from benchmarks.pretrain.config import StageConfig, encoder_config
 from benchmarks.pretrain.export import export_encoder
 from benchmarks.pretrain.inspection import InspectionObjective
+from benchmarks.pretrain.prior import train_prior
 from benchmarks.pretrain.sources import Corpus, load_corpus
 from benchmarks.pretrain.train import NamesObjective, Objective, create_encoder, run_stage
 
@@ -20,13 +22,18 @@ FOLDER = "vtfusion-tiny"
 
 
 def train(
-    corpus: Corpus, stages: tuple[StageConfig, StageConfig], output: Path, *, seed: int = 0, resume: bool = False
+    corpus: Corpus,
+    stages: tuple[StageConfig, StageConfig, StageConfig],
+    output: Path,
+    *,
+    seed: int = 0,
+    resume: bool = False,
 ) -> Path:
-    """Run both stages and export the encoder.
+    """Run the stages in order and export the encoder and its prior.
 
     Args:
         corpus: Image pools.
-        stages: Settings of the stages "names" and "inspection".
+        stages: Settings of the stages "names", "inspection" and "prior".
         output: Folder for checkpoints, logs and the encoder.
         seed: Seed of weights and batches.
         resume: Go on from the checkpoints in ``output``.
@@ -43,13 +50,13 @@ def train(
     def export_names(average: nn.Module, step: int) -> None:  # noqa: ARG001
         export_encoder(average, names.texts.vocabulary.ids, config, output / FOLDER)
 
-    def run(objective: Objective, stage: StageConfig, number: int, after: Callable) -> open_clip.CustomTextCLIP:
+    def run(objective: Objective, stage: StageConfig, number: int, after: Callable) -> nn.Module:
         return run_stage(
             objective, stage, output, seed=seed + number, device=device, resume=resume, after_checkpoint=after
         )
 
-    encoder = run(names, stages[0], 0, export_names)
-    encoder.cpu().requires_grad_(True)
+    encoder = cast("open_clip.CustomTextCLIP", run(names, stages[0], 0, export_names))
+    encoder.cpu().requires_grad_(requires_grad=True)
     torch.manual_seed(seed + 1)
     inspection = InspectionObjective(encoder, corpus, stages[1], names.texts.vocabulary)
 
@@ -57,16 +64,19 @@ def train(
         export_encoder(average, inspection.vocabulary.ids, config, output / FOLDER)
 
     run(inspection, stages[1], 1, export)
+    train_prior(output / FOLDER, corpus, stages[2], output, seed=seed + 2, device=device, resume=resume)
     return output / FOLDER
 
 
 def work(args: argparse.Namespace) -> None:
     """Train in one process."""
     torch.set_num_threads(args.threads)
-    boxes = args.minutes * args.names_part, args.minutes * (1 - args.names_part)
+    parts = args.names_part, 1 - args.names_part - args.prior_part, args.prior_part
+    boxes = [args.minutes * part for part in parts]
     stages = (
         StageConfig("names", 20_000, boxes[0], size=64, batch=96, learning_rate=2e-3),
         StageConfig("inspection", 20_000, boxes[1], size=128, batch=10, learning_rate=1e-3),
+        StageConfig("prior", 20_000, boxes[2], size=160, batch=8, learning_rate=1e-3),
     )
     train(read_corpus(args), stages, args.output, seed=args.seed, resume=args.resume)
 

@@ -134,13 +134,19 @@ class Normalise(nn.Module):
 
 
 class Objective(nn.Module):
-    """What a stage minimises; called with a generator and a device, it returns a loss and figures for the log."""
+    """What a stage minimises; called with a generator and a device, it returns a loss and figures for the log.
 
-    encoder: open_clip.CustomTextCLIP
+    Attributes:
+        encoder: What is kept of the stage, as a running average.
+    """
+
+    encoder: nn.Module
 
 
 class NamesObjective(Objective):
     """Stage "names": image-text contrast over class names."""
+
+    encoder: open_clip.CustomTextCLIP
 
     def __init__(self, encoder: open_clip.CustomTextCLIP, corpus: Corpus, stage: StageConfig) -> None:
         super().__init__()
@@ -237,8 +243,8 @@ def run_stage(
     save_every_s: float = 90.0,
     log_every: int = 20,
     after_checkpoint: Callable[[nn.Module, int], None] | None = None,
-) -> open_clip.CustomTextCLIP:
-    """Train one stage and return the averaged encoder.
+) -> nn.Module:
+    """Train one stage and return the running average of what it keeps.
 
     Every step draws its batch from a generator seeded by ``(seed, step)``, so a resumed run goes on exactly as an
     uninterrupted one (with ``stage.minutes=None`` and the same number of processes). With several processes each draws
@@ -253,7 +259,7 @@ def run_stage(
         resume: Go on from the checkpoint in ``output`` when there is one.
         save_every_s: Seconds between checkpoints.
         log_every: Steps between lines of the log.
-        after_checkpoint: Called with the averaged encoder and the step after every checkpoint.
+        after_checkpoint: Called with the average and the step after every checkpoint.
     """
     output.mkdir(parents=True, exist_ok=True)
     checkpoint, log = output / f"{stage.name}.pt", output / f"{stage.name}.jsonl"

@@ -23,6 +23,12 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def wait_for_all() -> None:
+    """Go on when every process has come here, so that what process 0 has written can be read."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def average_gradients(parameters: Iterable[nn.Parameter], seconds: float) -> float:
     """Replace all gradients by their mean over the processes, in one message.
 

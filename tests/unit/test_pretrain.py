@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 
 from anomalib_vtfusion import prompting
-from anomalib_vtfusion.components.encoders import ImageFeatures
+from anomalib_vtfusion.components.encoders import ImageFeatures, VisionTextEncoder
+from anomalib_vtfusion.components.prior import trained_parameters
 from anomalib_vtfusion.synthesis import FAMILIES
+from anomalib_vtfusion.torch_model import VTFusionModel
 from benchmarks.pretrain import losses
-from benchmarks.pretrain.batches import names_batch, paired_crops
+from benchmarks.pretrain.batches import crops_alike, names_batch, paired_crops
 from benchmarks.pretrain.config import StageConfig, encoder_config
 from benchmarks.pretrain.evaluate import auroc, list_category, patch_nearest_neighbour
 from benchmarks.pretrain.inspection import FAMILY_PHRASES
@@ -25,6 +27,8 @@ from benchmarks.pretrain.train import NamesObjective, Vocabulary, create_encoder
 CPU = torch.device("cpu")
 NAMES = StageConfig("names", steps=3, minutes=None, size=32, batch=8, learning_rate=1e-3)
 INSPECTION = StageConfig("inspection", steps=2, minutes=None, size=64, batch=8, learning_rate=1e-3)
+PRIOR = StageConfig("prior", steps=2, minutes=None, size=64, batch=2, learning_rate=1e-3)
+STAGES = (NAMES, INSPECTION, PRIOR)
 
 
 def write_image(path: Path, seed: int, size: int = 64) -> None:
@@ -177,9 +181,9 @@ def test_vocabulary_keeps_the_end_token_largest() -> None:
 
 @pytest.fixture(scope="module")
 def uninterrupted(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train both stages for a few steps."""
+    """Train all stages for a few steps."""
     output = tmp_path_factory.mktemp("run")
-    train(corpus, (NAMES, INSPECTION), output)
+    train(corpus, STAGES, output)
     return output
 
 
@@ -194,8 +198,8 @@ def test_resuming_gives_the_same_weights(corpus: Corpus, uninterrupted: Path, tm
     with pytest.raises(KeyboardInterrupt):
         run_stage(objective, NAMES, tmp_path, seed=0, device=CPU, save_every_s=0, after_checkpoint=stop)
     assert torch.load(tmp_path / "names.pt", weights_only=True)["step"] == 1
-    train(corpus, (NAMES, INSPECTION), tmp_path, resume=True)
-    for stage in ("names", "inspection"):
+    train(corpus, STAGES, tmp_path, resume=True)
+    for stage in ("names", "inspection", "prior"):
         expected = torch.load(uninterrupted / f"{stage}.pt", weights_only=True)
         found = torch.load(tmp_path / f"{stage}.pt", weights_only=True)
         assert found["step"] == expected["step"]
@@ -226,6 +230,30 @@ def test_export_loads_in_open_clip(uninterrupted: Path) -> None:
         same_text = (model.encode_text(tokens, normalize=True) * trained.encode_text(tokens, normalize=True)).sum(1)
     assert same_image.min() > 0.999
     assert same_text.min() > 0.999
+
+
+def test_the_prior_belongs_to_the_encoder(uninterrupted: Path) -> None:
+    encoder = VisionTextEncoder(f"local-dir:{uninterrupted / FOLDER}", image_size=64)
+    model = VTFusionModel(encoder, prior=True)
+    average = torch.load(uninterrupted / "prior.pt", weights_only=True)["average"]
+    for value, expected in zip(trained_parameters(model).values(), average.values(), strict=True):
+        assert torch.equal(value, expected.half().float())
+    assert any(
+        (value - start).abs().max() > 0
+        for value, start in zip(
+            trained_parameters(model).values(), trained_parameters(VTFusionModel(encoder)).values(), strict=True
+        )
+    )
+
+
+def test_crops_alike_show_one_place_or_anywhere() -> None:
+    ramp = torch.arange(100, dtype=torch.uint8).expand(3, 100, 100)
+    spread = {}
+    for apart in (0.0, 1.0):
+        crops = crops_alike(ramp, 8, 16, torch.Generator().manual_seed(0), (0.1, 0.1), apart)
+        assert crops.shape == (8, 3, 16, 16)
+        spread[apart] = (255 * crops.mean((1, 2, 3))).std().item()
+    assert spread[0.0] < 3 < 10 < spread[1.0]
 
 
 class Brightness:
