@@ -49,6 +49,8 @@ class VTFusion(AnomalibModule):
         weights: Tag or file of the encoder's weights; None for the encoder's default, "" for random ones.
         layers: Layers of the image tower to use; None for the tower's default.
         image_size: Side or (height, width) that images are resized to; None for the encoder's own.
+        image_encoder: timm name of a ViT (DINOv2, DINOv3) whose averaged blocks are the patch features; None for none.
+        image_weights: File of the image encoder's weights; None for its own, "" for random ones.
         normal_prompts: Phrases of the normal state instead of the built-in ensemble; ``{}`` stands for the class name.
         anomaly_prompts: Phrases of the anomalous state instead of the built-in ensemble.
         defects: Defect phrases for the explanation instead of the built-in vocabulary.
@@ -88,6 +90,8 @@ class VTFusion(AnomalibModule):
         weights: str | None = None,
         layers: Sequence[int] | None = None,
         image_size: int | tuple[int, int] | None = None,
+        image_encoder: str | None = None,
+        image_weights: str | None = None,
         normal_prompts: list[str] | None = None,
         anomaly_prompts: list[str] | None = None,
         defects: list[str] | None = None,
@@ -119,7 +123,7 @@ class VTFusion(AnomalibModule):
         prompt_options = {"normal_prompts": normal_prompts, "anomaly_prompts": anomaly_prompts, "defects": defects}
         build_prompts(class_name or "object", **prompt_options)
         synthesizer = AnomalySynthesizer(anomaly_families, texture_source=texture_source)
-        towers = VisionTextEncoder(encoder, weights, layers, image_size)
+        towers = VisionTextEncoder(encoder, weights, layers, image_size, image_encoder, image_weights)
         super().__init__(
             pre_processor=self.configure_pre_processor(towers.image_size) if pre_processor is True else pre_processor,
             post_processor=post_processor,
