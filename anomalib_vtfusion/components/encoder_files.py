@@ -16,14 +16,13 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
-def hub_file(repo: str, names: Sequence[str], hint: str, argument: str = "weights") -> Path:
+def hub_file(repo: str, names: Sequence[str], hint: str) -> Path:
     """Path of a file of a Hugging Face repository: from the cache if it is there, else downloaded.
 
     Args:
         repo: ``"ORG/REPO"``.
         names: Names the file may have, the best first.
         hint: What else a user without the file can do.
-        argument: Argument of the encoder that takes the file's path instead.
 
     Returns:
         The path in the cache.
@@ -45,8 +44,8 @@ def hub_file(repo: str, names: Sequence[str], hint: str, argument: str = "weight
                 break  # the hub was not reached, so another file name would only cost another timeout
     raise FileNotFoundError(
         f"{names[0]} of Hugging Face repository {repo} is not in the cache {hub_constants.HF_HUB_CACHE} and could not "
-        f"be downloaded. Fetch it on a connected machine (hf download {repo} {names[0]}) and copy the cache, or give "
-        f"the file's path as {argument}=, {hint}. ({first_line(problem)})"
+        f"be downloaded. Fetch it on a connected machine (hf download {repo} {names[0]}) and copy the cache, {hint}. "
+        f"({first_line(problem)})"
     ) from problem
 
 

@@ -23,7 +23,7 @@ from .encoder_weights import HUB_PREFIX, LOCAL_PREFIX, own_random_state
 
 logger = logging.getLogger(__name__)
 
-HINT = "or leave image_encoder out"
+_HINT = "or leave image_encoder out"
 _FAMILIES = ("vision_transformer", "eva")
 _CONFIG = "config.json"
 _FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
@@ -64,7 +64,7 @@ def find_vit(image_encoder: str) -> ViTSource:
     """
     if image_encoder.startswith(HUB_PREFIX):
         repo = image_encoder.removeprefix(HUB_PREFIX)
-        folder = hub_file(repo, [_CONFIG], f"with its weights as image_weights=, {HINT}", "image_encoder").parent
+        folder = hub_file(repo, [_CONFIG], f"or give a folder with it as {LOCAL_PREFIX}PATH, {_HINT}").parent
         return _from_folder(image_encoder, folder, repo)
     folder = Path(image_encoder.removeprefix(LOCAL_PREFIX)).expanduser()
     if image_encoder.startswith(LOCAL_PREFIX) or (image_encoder and folder.is_dir()):
@@ -111,7 +111,7 @@ def fill_vit(vit: VisionTransformer | Eva, source: ViTSource, weights: str | Non
     if weights == "":
         logger.warning("image_encoder %r has random weights: its features know nothing of images.", source.given)
         return
-    path = _own_weights(source) if weights is None else existing_file(weights, HINT)
+    path = _own_weights(source) if weights is None else existing_file(weights, _HINT)
     convert: Any = eva.checkpoint_filter_fn if isinstance(vit, Eva) else vision_transformer.checkpoint_filter_fn
     try:
         result = vit.load_state_dict(convert(load_state_dict(str(path), weights_only=True), vit), strict=False)
@@ -129,7 +129,7 @@ def _from_folder(given: str, folder: Path, repo: str | None) -> ViTSource:
     if not config.is_file():
         raise FileNotFoundError(
             f"{config} does not exist: a folder of image_encoder holds {_CONFIG} and {_FILES[0]}, as timm saves them, "
-            f"{HINT}."
+            f"{_HINT}."
         )
     try:
         architecture = json.loads(config.read_text(encoding="utf-8"))["architecture"]
@@ -146,7 +146,7 @@ def _own_weights(source: ViTSource) -> Path:
         file = next((source.folder / name for name in _FILES if (source.folder / name).is_file()), None)
         if file is None:
             raise FileNotFoundError(
-                f"{source.folder / _FILES[0]} does not exist; put it there, give a file as image_weights=, {HINT}."
+                f"{source.folder / _FILES[0]} does not exist; put it there, give a file as image_weights=, {_HINT}."
             )
         return file
     if source.repo is None:
@@ -154,7 +154,7 @@ def _own_weights(source: ViTSource) -> Path:
             f"image_encoder {source.given!r} has no weights of its own: set image_weights to a file "
             f'({", ".join(WEIGHT_SUFFIXES)}), or to "" for random ones.'
         )
-    return hub_file(source.repo, _FILES[:2], HINT, "image_weights")
+    return hub_file(source.repo, _FILES[:2], f"or give the file's path as image_weights=, {_HINT}")
 
 
 def _check_family(given: str, architecture: str) -> None:

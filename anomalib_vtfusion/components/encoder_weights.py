@@ -35,6 +35,7 @@ LOCAL_PREFIX = "local-dir:"
 HUB_PREFIX = "hf-hub:"
 _RANDOM_SEED = 0
 _SHIPPED_HINT = f'or use the encoder shipped with this package: encoder="{SHIPPED_ENCODER}"'
+_HUB_HINT = f"or give the file's path as weights=, {_SHIPPED_HINT}"
 
 
 @dataclass
@@ -194,9 +195,9 @@ def _from_folder(folder: Path, file: Path | None, weights: str | None) -> _Sourc
 
 def _from_hub(encoder: str, weights: str | None) -> _Source:
     repo = encoder.removeprefix(HUB_PREFIX)
-    config = hub_file(repo, [HF_CONFIG_NAME], _SHIPPED_HINT)
+    config = hub_file(repo, [HF_CONFIG_NAME], _HUB_HINT)
     names = [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
-    checkpoint = existing_file(weights, _SHIPPED_HINT) if weights else hub_file(repo, names, _SHIPPED_HINT)
+    checkpoint = existing_file(weights, _SHIPPED_HINT) if weights else hub_file(repo, names, _HUB_HINT)
     model_cfg, preprocess = _read_config(config)
     return _Source(f"{LOCAL_PREFIX}{config.parent}", model_cfg, checkpoint, preprocess)
 
@@ -233,7 +234,7 @@ def _download(tag_cfg: Mapping[str, Any], tag: str) -> Path:
             names = [filename[:-4] + ".safetensors", filename]
         else:
             names = [filename]
-        return hub_file(repo, names, _SHIPPED_HINT)
+        return hub_file(repo, names, _HUB_HINT)
     url = tag_cfg["url"]
     target = Path("~/.cache/clip").expanduser() / Path(url).name
     try:
