@@ -49,6 +49,8 @@ class VTFusion(AnomalibModule):
         weights: Tag or file of the encoder's weights; None for the encoder's default, "" for random ones.
         layers: Layers of the image tower to use; None for the tower's default.
         image_size: Side or (height, width) that images are resized to; None for the encoder's own.
+        image_encoder: timm name of a ViT (DINOv2, DINOv3) whose averaged blocks are the patch features; None for none.
+        image_weights: File of the image encoder's weights; None for its own, "" for random ones.
         normal_prompts: Phrases of the normal state instead of the built-in ensemble; ``{}`` stands for the class name.
         anomaly_prompts: Phrases of the anomalous state instead of the built-in ensemble.
         defects: Defect phrases for the explanation instead of the built-in vocabulary.
@@ -64,7 +66,7 @@ class VTFusion(AnomalibModule):
         rotate_references: Flipped and turned references count as normal. Switch off where orientation matters.
         bank_size: Most rows of the reference bank a layer.
         prior: Start the fit from weights learned on many small tasks, where the encoder brings them along.
-        num_steps: Optimiser steps of the fit; 0 gives the training-free detector.
+        num_steps: Optimiser steps of the fit; 0 without a prior gives the training-free detector.
         learning_rate: Highest learning rate of the one-cycle schedule.
         seed: Seed of the references, initial weights and synthetic anomalies.
         pre_processor: Anomalib pre-processor or flag; the default only resizes, the encoder normalises.
@@ -89,6 +91,8 @@ class VTFusion(AnomalibModule):
         weights: str | None = None,
         layers: Sequence[int] | None = None,
         image_size: int | tuple[int, int] | None = None,
+        image_encoder: str | None = None,
+        image_weights: str | None = None,
         normal_prompts: list[str] | None = None,
         anomaly_prompts: list[str] | None = None,
         defects: list[str] | None = None,
@@ -115,13 +119,13 @@ class VTFusion(AnomalibModule):
             msg = f"k_shot must be at least 1, or None for all normal images; got {k_shot}."
             raise ValueError(msg)
         if num_steps < 0:
-            msg = f"num_steps must not be negative (0 is the training-free detector); got {num_steps}."
+            msg = f"num_steps must not be negative (0 for no fit); got {num_steps}."
             raise ValueError(msg)
         # Everything that can be wrong with the arguments shows before the weights are loaded.
         prompt_options = {"normal_prompts": normal_prompts, "anomaly_prompts": anomaly_prompts, "defects": defects}
         build_prompts(class_name or "object", **prompt_options)
         synthesizer = AnomalySynthesizer(anomaly_families, texture_source=texture_source)
-        towers = VisionTextEncoder(encoder, weights, layers, image_size)
+        towers = VisionTextEncoder(encoder, weights, layers, image_size, image_encoder, image_weights)
         super().__init__(
             pre_processor=self.configure_pre_processor(towers.image_size) if pre_processor is True else pre_processor,
             post_processor=post_processor,

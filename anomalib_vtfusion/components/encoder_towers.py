@@ -42,7 +42,7 @@ class ImageTower(nn.Module):
         self._fit_size(*image_size)
         # Channels last: convolutions and poolings take a quarter less time, and maps become tokens without a copy.
         self.visual.to(memory_format=torch.channels_last)
-        self.layers = _check_layers(self.default_layers if layers is None else layers, self.num_layers)
+        self.layers = check_layers(self.default_layers if layers is None else layers, self.num_layers)
         # The last layer is always taken: the joint-space tokens, or at least their grid, come from it.
         self._indices = sorted({*self.layers, self.num_layers - 1})
 
@@ -94,7 +94,7 @@ class ViTTower(ImageTower):
 
     def _fit_size(self, height: int, width: int) -> None:
         patch_height, patch_width = self.visual.patch_size
-        _check_multiple(height, width, patch_height, patch_width)
+        check_multiple(height, width, patch_height, patch_width)
         if self.visual.attn_pool is not None and self.visual.pool_type == "none":
             raise ValueError("Vision transformers with a separate contrastive attention pooler are not supported.")
         grid = (height // patch_height, width // patch_width)
@@ -143,7 +143,7 @@ class TimmTower(ImageTower):
         if min(height, width) < stride:
             raise ValueError(f"Image of {height}x{width} is smaller than one patch ({stride}x{stride}) of this tower.")
         if len(set(self._reductions)) == 1:
-            _check_multiple(height, width, stride, stride)
+            check_multiple(height, width, stride, stride)
         if (height, width) != tuple(self.visual.image_size):
             self.visual.image_size = (height, width)
             if hasattr(self.visual.trunk, "set_input_size"):
@@ -190,7 +190,7 @@ class ResNetTower(ImageTower):
         return (2, 3)
 
     def _fit_size(self, height: int, width: int) -> None:
-        _check_multiple(height, width, 32, 32)
+        check_multiple(height, width, 32, 32)
         pool = self.visual.attnpool
         side = math.isqrt(pool.positional_embedding.shape[0] - 1)
         grid = (height // 32, width // 32)
@@ -255,7 +255,12 @@ def _spread(depth: int) -> tuple[int, ...]:
     return tuple(sorted({math.ceil(depth * quarter / 4) - 1 for quarter in range(1, 5)}))
 
 
-def _check_layers(layers: Sequence[int], count: int) -> tuple[int, ...]:
+def check_layers(layers: Sequence[int], count: int) -> tuple[int, ...]:
+    """The layers in ascending order.
+
+    Raises:
+        ValueError: If there is none, one is given twice, or one is not in ``0`` to ``count - 1``.
+    """
     chosen = tuple(layers)
     unknown = [
         index for index in chosen if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count
@@ -267,7 +272,12 @@ def _check_layers(layers: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
-def _check_multiple(height: int, width: int, step_height: int, step_width: int) -> None:
+def check_multiple(height: int, width: int, step_height: int, step_width: int) -> None:
+    """Refuse image sizes that are no multiple of the patch size.
+
+    Raises:
+        ValueError: If a side is smaller than a patch or does not divide into patches.
+    """
     if height < step_height or width < step_width:
         raise ValueError(
             f"Image of {height}x{width} is smaller than one patch ({step_height}x{step_width}) of this image tower."

@@ -20,11 +20,10 @@ from typing import Any
 import open_clip
 import torch
 from huggingface_hub import constants as hub_constants
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from torch import Tensor, nn
 
+from .encoder_files import WEIGHT_SUFFIXES, existing_file, first_line, hub_file, looks_like_path
 from .prior import PRIOR_NAME
 
 logger = logging.getLogger(__name__)
@@ -33,11 +32,11 @@ SHIPPED_ENCODER = "vtfusion-tiny"
 SHIPPED_FOLDER = Path(__file__).resolve().parent.parent / "weights" / SHIPPED_ENCODER
 # Weights taken for a model name when none are asked for: those that WinCLIP uses.
 DEFAULT_TAGS = {"ViT-B-16-plus-240": "laion400m_e32"}
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 LOCAL_PREFIX = "local-dir:"
 HUB_PREFIX = "hf-hub:"
 _RANDOM_SEED = 0
 _SHIPPED_HINT = f'or use the encoder shipped with this package: encoder="{SHIPPED_ENCODER}"'
+_HUB_HINT = f"or give the file's path as weights=, {_SHIPPED_HINT}"
 
 
 @dataclass
@@ -92,7 +91,7 @@ def load_clip(encoder: str, weights: str | None = None) -> LoadedClip:
             f"Encoder {encoder!r} has a Hugging Face text tower, which is not supported; "
             "choose a model whose text tower is open_clip's own, such as ViT-B-16-plus-240."
         )
-    with _own_random_state(), _quiet_root_logger():
+    with own_random_state(), _quiet_root_logger():
         model = open_clip.create_model(
             source.open_clip_name,
             load_weights=False,
@@ -172,8 +171,8 @@ def _from_name(encoder: str, weights: str | None) -> _Source:
     if tag_cfg:
         # Weights trained with QuickGELU need it whether or not the name carries open_clip's "-quickgelu" suffix.
         return _Source(name, model_cfg, _download(tag_cfg, weights), tag_cfg, bool(tag_cfg.get("quick_gelu", False)))
-    if _looks_like_path(weights):
-        return _Source(name, model_cfg, _existing_file(weights), preprocess)
+    if looks_like_path(weights):
+        return _Source(name, model_cfg, existing_file(weights, _SHIPPED_HINT), preprocess)
     raise ValueError(
         f"Unknown weights {weights!r} for encoder {encoder!r}: give a file ({', '.join(WEIGHT_SUFFIXES)}) or one of "
         f"the tags {', '.join(tags) if tags else '(this model has none)'}."
@@ -190,7 +189,7 @@ def _from_folder(folder: Path, file: Path | None, weights: str | None) -> _Sourc
         )
     model_cfg, preprocess = _read_config(config)
     if weights:
-        file = _existing_file(weights)
+        file = existing_file(weights, _SHIPPED_HINT)
     elif file is None:
         names = (HF_SAFE_WEIGHTS_NAME, "open_clip_pytorch_model.safetensors", HF_WEIGHTS_NAME, "model.safetensors")
         file = next((folder / name for name in names if (folder / name).is_file()), None)
@@ -201,8 +200,9 @@ def _from_folder(folder: Path, file: Path | None, weights: str | None) -> _Sourc
 
 def _from_hub(encoder: str, weights: str | None) -> _Source:
     repo = encoder.removeprefix(HUB_PREFIX)
-    config = _hub_file(repo, [HF_CONFIG_NAME])
-    checkpoint = _existing_file(weights) if weights else _hub_file(repo, [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME])
+    config = hub_file(repo, [HF_CONFIG_NAME], _HUB_HINT)
+    names = [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+    checkpoint = existing_file(weights, _SHIPPED_HINT) if weights else hub_file(repo, names, _HUB_HINT)
     model_cfg, preprocess = _read_config(config)
     return _Source(f"{LOCAL_PREFIX}{config.parent}", model_cfg, checkpoint, preprocess)
 
@@ -239,7 +239,7 @@ def _download(tag_cfg: Mapping[str, Any], tag: str) -> Path:
             names = [filename[:-4] + ".safetensors", filename]
         else:
             names = [filename]
-        return _hub_file(repo, names)
+        return hub_file(repo, names, _HUB_HINT)
     url = tag_cfg["url"]
     target = Path("~/.cache/clip").expanduser() / Path(url).name
     try:
@@ -249,28 +249,8 @@ def _download(tag_cfg: Mapping[str, Any], tag: str) -> Path:
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"Weights {tag!r} are not on this machine and could not be downloaded: put {Path(url).name} (from {url}) "
-            f"at {target}, give its path as weights=, {_SHIPPED_HINT}. ({_first_line(error)})"
+            f"at {target}, give its path as weights=, {_SHIPPED_HINT}. ({first_line(error)})"
         ) from error
-
-
-def _hub_file(repo: str, names: Sequence[str]) -> Path:
-    for name in names:
-        cached = try_to_load_from_cache(repo, name, cache_dir=hub_constants.HF_HUB_CACHE)
-        if isinstance(cached, str):
-            return Path(cached)
-    problem: Exception | None = None
-    for name in names:
-        try:
-            return Path(hf_hub_download(repo, name, cache_dir=hub_constants.HF_HUB_CACHE))
-        except Exception as error:  # the hub client raises many unrelated types
-            problem = error
-            if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, EntryNotFoundError):
-                break  # the hub was not reached, so another file name would only cost another timeout
-    raise FileNotFoundError(
-        f"{names[0]} of Hugging Face repository {repo} is not in the cache {hub_constants.HF_HUB_CACHE} and could not "
-        f"be downloaded. Fetch it on a connected machine (hf download {repo} {names[0]}) and copy the cache, or give "
-        f"the file's path as weights=, {_SHIPPED_HINT}. ({_first_line(problem)})"
-    ) from problem
 
 
 def _fill(model: nn.Module, checkpoint: Path, encoder: str) -> None:
@@ -279,7 +259,7 @@ def _fill(model: nn.Module, checkpoint: Path, encoder: str) -> None:
         open_clip.load_checkpoint(model, str(checkpoint), strict=True)
     except Exception as error:
         raise ValueError(
-            f"{checkpoint} does not hold weights of encoder {encoder!r}: {_first_line(error, lines=3)}"
+            f"{checkpoint} does not hold weights of encoder {encoder!r}: {first_line(error, lines=3)}"
         ) from error
 
 
@@ -289,30 +269,12 @@ def _tokenizer(open_clip_name: str) -> Any:
     except Exception as error:
         raise FileNotFoundError(
             f"The tokenizer of {open_clip_name} could not be loaded: it needs the package 'transformers' and its files "
-            f"in the Hugging Face cache {hub_constants.HF_HUB_CACHE}; {_SHIPPED_HINT}. ({_first_line(error)})"
+            f"in the Hugging Face cache {hub_constants.HF_HUB_CACHE}; {_SHIPPED_HINT}. ({first_line(error)})"
         ) from error
 
 
-def _existing_file(weights: str) -> Path:
-    path = Path(weights).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"Weights file {path} does not exist; give an existing file, {_SHIPPED_HINT}.")
-    if path.suffix not in WEIGHT_SUFFIXES:
-        raise ValueError(f"Weights file {path} must end in {', '.join(WEIGHT_SUFFIXES)}.")
-    return path
-
-
-def _looks_like_path(weights: str) -> bool:
-    return Path(weights).suffix in WEIGHT_SUFFIXES or "/" in weights or os.sep in weights or Path(weights).is_file()
-
-
-def _first_line(error: Exception | None, lines: int = 1) -> str:
-    text = " ".join(line.strip() for line in str(error).strip().splitlines()[:lines])
-    return f"{type(error).__name__}: {text[:400]}"
-
-
 @contextmanager
-def _own_random_state() -> Iterator[None]:
+def own_random_state() -> Iterator[None]:
     """Seed the CPU generator for the build and restore it afterwards; other devices are untouched."""
     generator = torch.random.default_generator
     state = generator.get_state()

@@ -1,8 +1,10 @@
 """Frozen image and text towers of a CLIP-like model behind one small interface.
 
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", by way of ``open_clip``.
+A second image tower, a ViT of ``timm``, may make the maps; what text is compared with always comes from the first.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 
 from .encoder_text import TextTower
 from .encoder_towers import build_image_tower
+from .encoder_vit import AntialiasedResize, AveragedViT
 from .encoder_weights import SHIPPED_ENCODER, hash_state, load_clip
 
 __all__ = ["SHIPPED_ENCODER", "ImageFeatures", "VisionTextEncoder"]
@@ -23,7 +26,8 @@ class ImageFeatures:
     """What one pass of the image tower gives.
 
     Attributes:
-        maps: Features of the chosen layers in ascending order of layer, each ``(B, C_l, h_l, w_l)``.
+        maps: Features of the chosen layers in ascending order of layer, each ``(B, C_l, h_l, w_l)``. With an image
+            encoder: averages of its lower and its upper chosen blocks.
         tokens: Dense tokens in the joint image-text space ``(B, D, h, w)``, unit length over ``D``.
         pooled: Embedding of the whole image in the joint space ``(B, D)``, unit length.
     """
@@ -46,26 +50,34 @@ class VisionTextEncoder(nn.Module):
             ``None`` means the default weights of a model name and the folder's own for a folder; ``""`` means random
             weights (always the same) for a model name.
         layers: Layers whose maps are returned: blocks of a transformer, feature stages of a CNN, counted from 0.
-            ``None`` takes four spread blocks or the stages of stride 8 and 16.
-        image_size: Side or ``(H, W)`` of input images in pixels; ``None`` takes what the model was made for. Position
-            embeddings are interpolated.
+            ``None`` takes four spread blocks or the stages of stride 8 and 16. With an image encoder: its blocks, the
+            first half of which is averaged in one map and the rest in another; ``None`` takes the middle two thirds.
+        image_size: Side or ``(H, W)`` of input images in pixels; ``None`` takes what the model was made for, with an
+            image encoder what that was made for. Position embeddings are interpolated.
+        image_encoder: A ViT of ``timm`` that makes the maps: a name with or without a pretrained tag, a folder in
+            ``timm`` format (``"local-dir:PATH"`` or the path itself), or ``"hf-hub:ORG/REPO"``. It sees the images at
+            ``image_size``, a multiple of its patch size; the CLIP tower sees them resized to the size it was made for,
+            and its tokens are interpolated to the grid of the maps. Each has its own normalisation.
+        image_weights: Path to a weights file of the image encoder. ``None`` means the tag's, folder's or repository's
+            own; ``""`` means random weights (always the same).
 
     Attributes:
-        name: ``encoder`` as given.
+        name: ``encoder`` as given, and ``image_encoder``.
         image_size: Input ``(H, W)``.
-        layers: Indices of the layers in ``ImageFeatures.maps``.
+        layers: Indices of the layers in ``ImageFeatures.maps``, or of the blocks averaged in them.
         embed_dim: Size ``D`` of the joint space.
         channels: Channels ``C_l`` of each map.
         grids: Size ``(h_l, w_l)`` of each map.
         token_grid: Size ``(h, w)`` of the dense tokens.
         prior: File with initial weights for the rest of the network that came with the weights, or None.
-        weights_hash: SHA-256 of both towers' weights as loaded, the same for every image size.
+        weights_hash: SHA-256 of all towers' weights as loaded, the same for every image size.
         logit_scale: Factor on cosine similarity that the model was trained with.
         text_width: Size of a text token, and so of a context vector.
         context_length: Number of tokens of a prompt, context included.
 
     Raises:
-        ValueError: If the encoder, tag or a layer is unknown, the weights do not fit, or the image size does not.
+        ValueError: If an encoder, tag or a layer is unknown, weights do not fit, or the image size does not, or if
+            there are weights for an image encoder but none to put them in.
         FileNotFoundError: If a file is missing and cannot be downloaded.
     """
 
@@ -78,20 +90,31 @@ class VisionTextEncoder(nn.Module):
         weights: str | None = None,
         layers: Sequence[int] | None = None,
         image_size: int | tuple[int, int] | None = None,
+        image_encoder: str | None = None,
+        image_weights: str | None = None,
     ) -> None:
         super().__init__()
+        if image_encoder is None and image_weights is not None:
+            raise ValueError(f"image_weights is {image_weights!r}, but there is no image_encoder to load them into.")
         size = None if image_size is None else _as_pair(image_size)
-        self.name = encoder
-        self._weights = weights
+        self.name = encoder if image_encoder is None else f"{encoder} with {image_encoder}"
+        self._encoder, self._weights = encoder, weights
+        self.vit = None if image_encoder is None else AveragedViT(image_encoder, image_weights, layers, size)
         loaded = load_clip(encoder, weights)
         visual: Any = loaded.model.visual  # its kind is found out by build_image_tower
-        self.prior = loaded.prior
+        self.prior = loaded.prior if self.vit is None else None
         self.text: TextTower | None = TextTower(loaded.model, loaded.tokenizer)
         # Before position embeddings are resized, so that it names the weights whatever the image size.
-        self.weights_hash: str = hash_state([visual.state_dict(), self.text.state_dict()])
+        self._clip_hash = self.weights_hash = hash_state([visual.state_dict(), self.text.state_dict()])
         self.image_size: tuple[int, int] = size or _as_pair(visual.image_size)
-        self.image = build_image_tower(visual, layers, self.image_size)
-        self.layers = self.image.layers
+        if self.vit is None:
+            self.image = build_image_tower(visual, layers, self.image_size)
+            self.layers = self.image.layers
+        else:
+            self.weights_hash = hashlib.sha256(f"{self._clip_hash}{self.vit.weights_hash}".encode()).hexdigest()
+            self.image_size, self.layers = self.vit.image_size, self.vit.layers
+            self.image = build_image_tower(visual, None, _as_pair(visual.image_size))
+            self.resize = AntialiasedResize(self.image_size, self.image.image_size)
         self.requires_grad_(requires_grad=False)
         self.train(mode=False)
 
@@ -107,9 +130,12 @@ class VisionTextEncoder(nn.Module):
         self.channels: list[int] = [shape[1] for shape in map_shapes]
         self.grids: list[tuple[int, int]] = [(shape[2], shape[3]) for shape in map_shapes]
         self.token_grid: tuple[int, int] = (token_shape[2], token_shape[3])
+        if self.vit is not None:
+            self.channels, self.token_grid = self.vit.channels, self.vit.grid
+            self.grids = [self.vit.grid] * len(self.channels)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
-        """Run the image tower once.
+        """Run the image towers once.
 
         Args:
             images: RGB images ``(B, 3, H, W)`` in ``[0, 1]``, of the encoder's ``image_size``.
@@ -120,11 +146,10 @@ class VisionTextEncoder(nn.Module):
         Raises:
             ValueError: If the images have another size.
         """
-        normalised = (images - self.mean) / self.std
         if torch.jit.is_tracing():
-            maps, tokens, pooled = self._trace_image(normalised)
+            maps, tokens, pooled = self._trace_image(images)
         elif tuple(images.shape[1:]) == (3, *self.image_size):
-            maps, tokens, pooled = self.image(normalised)
+            maps, tokens, pooled = self._run_image(images)
         else:
             raise ValueError(
                 f"Expected images (B, 3, {self.image_size[0]}, {self.image_size[1]}), got {tuple(images.shape)}."
@@ -193,36 +218,45 @@ class VisionTextEncoder(nn.Module):
             FileNotFoundError: If the weights are gone.
         """
         if self.text is None:
-            loaded = load_clip(self.name, self._weights)
+            loaded = load_clip(self._encoder, self._weights)
             visual: Any = loaded.model.visual
             text = TextTower(loaded.model, loaded.tokenizer).requires_grad_(requires_grad=False).eval()
-            if hash_state([visual.state_dict(), text.state_dict()]) != self.weights_hash:
-                raise ValueError(f"The weights of {self.name!r} have changed since it was built; build it anew.")
+            if hash_state([visual.state_dict(), text.state_dict()]) != self._clip_hash:
+                raise ValueError(f"The weights of {self._encoder!r} have changed since it was built; build it anew.")
             self.text = text.to(self.mean.device)
         return self.text
 
-    def _trace_image(self, normalised: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    def _run_image(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Maps, dense tokens and pooled embedding of images ``(B, 3, H, W)`` in ``[0, 1]``."""
+        if self.vit is None:
+            return self.image((images - self.mean) / self.std)
+        _, tokens, pooled = self.image((self.resize(images) - self.mean) / self.std)
+        # Directions are interpolated: CLIP's few tokens of great length must not outweigh their neighbours.
+        tokens = F.interpolate(F.normalize(tokens, dim=1), size=self.vit.grid, mode="bilinear", align_corners=False)
+        return self.vit(images), tokens, pooled
+
+    def _trace_image(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """Run the image tower for the TorchScript-based ONNX exporter, which cannot translate fused attention."""
         fused = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            return self.image(normalised)
+            return self._run_image(images)
         finally:
             torch.backends.mha.set_fastpath_enabled(fused)
 
     def _shapes(self) -> tuple[list[torch.Size], torch.Size, torch.Size]:
-        """Shapes of maps, tokens and pooled embedding for one image, by a pass on tensors without storage."""
+        """Shapes of the CLIP tower's output for one image, by a pass on tensors without storage."""
         state = {
             name: torch.empty_like(tensor, device="meta")
             for name, tensor in [*self.image.named_parameters(), *self.image.named_buffers()]
         }
         try:
             with torch.no_grad():
-                images = torch.empty(1, 3, *self.image_size, device="meta")
+                images = torch.empty(1, 3, *self.image.image_size, device="meta")
                 maps, tokens, pooled = torch.func.functional_call(self.image, state, (images,))
         except (AssertionError, RuntimeError, AttributeError, TypeError) as error:
             raise ValueError(
-                f"The image tower of {self.name!r} cannot take images of {self.image_size}: {error}"
+                f"The image tower of {self._encoder!r} cannot take images of {self.image.image_size}: {error}"
             ) from error
         return [feature.shape for feature in maps], tokens.shape, pooled.shape
 

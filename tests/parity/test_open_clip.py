@@ -220,7 +220,7 @@ def test_quick_gelu_follows_the_tag(pair, monkeypatch):
         open_clip.pretrained._PRETRAINED, "small-vit", {"quick": tag | {"quick_gelu": True}, "exact": dict(tag)}
     )
     monkeypatch.setattr(
-        "anomalib_vtfusion.components.encoder_weights._hub_file", lambda *_: folder / "open_clip_model.safetensors"
+        "anomalib_vtfusion.components.encoder_weights.hub_file", lambda *_: folder / "open_clip_model.safetensors"
     )
     images, normalised = some_images(encoder)
     quick, exact = (VisionTextEncoder("small-vit", weights=weights) for weights in ("quick", "exact"))

@@ -1,10 +1,11 @@
-"""Encoder folders of the three kinds of image tower: small, random, written once."""
+"""Encoder folders of the three kinds of CLIP tower and of three kinds of timm ViT: small, random, written once."""
 
 import json
 from pathlib import Path
 
 import open_clip
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
@@ -17,6 +18,12 @@ VISION = {
     "resnet": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 32, "image_size": 64},
 }
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
+VITS = {  # timm's name, what makes it small, side it is made for
+    "dinov2": ("vit_small_patch14_reg4_dinov2", {"depth": 6, "embed_dim": 48, "num_heads": 2}, 56),
+    "dinov3": ("vit_small_patch16_dinov3", {"depth": 6, "embed_dim": 48, "num_heads": 2}, 64),
+    "plain": ("vit_tiny_patch16_224", {"depth": 5, "embed_dim": 48, "num_heads": 2}, 64),
+}
+VIT_STATISTICS = {"mean": [0.4, 0.5, 0.6], "std": [0.3, 0.25, 0.2]}
 
 
 def model_config(kind):
@@ -38,6 +45,32 @@ def write_folder(folder: Path, kind: str, seed: int = 1) -> Path:
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")
     return folder
+
+
+def write_vit_folder(folder: Path, kind: str, seed: int = 1) -> Path:
+    """A folder in timm's format with random weights, whose layer scales hide nothing."""
+    name, model_args, side = VITS[kind]
+    config = {
+        "architecture": name,
+        "num_classes": 0,
+        "model_args": model_args | {"img_size": side},
+        "pretrained_cfg": VIT_STATISTICS | {"input_size": [3, side, side], "num_classes": 0},
+    }
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = timm.create_model(f"local-dir:{folder}")
+        for parameter in model.parameters():
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vit_folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("image-encoders")
+    return {kind: write_vit_folder(root / kind, kind) for kind in VITS}
 
 
 @pytest.fixture(scope="session")
