@@ -192,7 +192,8 @@ class VTFusion(AnomalibModule):
         views, owners = reference_views(images, self.rotate_references)
         self.model.eval()
         self.model.set_references(views, owners, torch.Generator().manual_seed(self.seed))
-        self.model.set_statistics(*calibration_views(images, self.view_sampler, self.seed))
+        if self._trains:  # else `_settle` measures the same
+            self.model.set_statistics(*calibration_views(images, self.view_sampler, self.seed))
         self.model.train()  # Lightning leaves the mode as it finds it
         self._settled_at = None
 

@@ -1,16 +1,23 @@
-"""Where cells run: each in a process of its own, with a time limit, so that none can harm another."""
+"""Where cells run: each in a process of its own, with a time limit, so that none can harm another.
+
+On this machine the processes are forked off a server that has imported all libraries once, for importing them takes
+longer than many a cell. The server has a single thread and has computed nothing, so that a fork of it is like a fresh
+interpreter. Cells end with the sweep, and the server with the last of them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -18,6 +25,20 @@ from typing import IO, Any, Protocol
 from benchmarks.provenance import ROOT, write_json
 
 RUN_CELL = (sys.executable, "-m", "benchmarks.few_shot.run_cell")
+# What the server imports before it forks. Names that are missing are left to the cell, which says what it lacks.
+PRELOAD = (
+    "benchmarks.few_shot.__main__",
+    "benchmarks.few_shot.collector",
+    "benchmarks.few_shot.encoder_baselines",
+    "benchmarks.few_shot.measure",
+    "benchmarks.few_shot.pictures",
+    "benchmarks.few_shot.run_cell",
+    "benchmarks.few_shot.scores",
+    "benchmarks.few_shot.window_clip",
+    "anomalib.callbacks.checkpoint",
+    "anomalib.engine",
+    "anomalib_vtfusion.lightning_model",
+)
 SKIPPED_EXIT = 3
 TAIL = 4000
 
@@ -76,29 +97,42 @@ class CellProcess:
     """One cell in a process group of its own.
 
     Args:
-        task: What to run, passed as JSON on standard input.
+        task: What to run.
         limits: What it may use.
-        command: Program that runs a task.
-        threads: Threads of numerical libraries, or None to leave them alone.
+        command: Program that reads a task as JSON from standard input; None forks :func:`run_forked` off the server.
+        threads: Threads of numerical libraries, or None to leave them alone. The server keeps its first value.
     """
 
     def __init__(
         self,
         task: dict[str, Any],
         limits: Limits,
-        command: Sequence[str] = RUN_CELL,
+        command: Sequence[str] | None = RUN_CELL,
         threads: int | None = None,
     ) -> None:
         self.task = task
         self._limits = limits
         for name in ("error", "skipped"):
             Path(task["files"][name]).unlink(missing_ok=True)
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self._log: IO[bytes] = tempfile.NamedTemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self._begin = time.monotonic()
         environment = child_environment()
         if threads is not None:
             environment.setdefault("OMP_NUM_THREADS", str(threads))
-        self._begin = time.monotonic()
-        self._process = subprocess.Popen(
+        self._process = self._fork(environment) if command is None else self._spawn(command, environment)
+
+    def _fork(self, environment: dict[str, str]) -> Any:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(PRELOAD))
+        process = context.Process(target=run_forked, args=(self.task, self._log.name))
+        # The first start starts the server, which takes over the environment.
+        # A look for graphics cards through the driver would keep forks of the server from using them.
+        with _environment({**environment, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}):
+            process.start()
+        return process
+
+    def _spawn(self, command: Sequence[str], environment: dict[str, str]) -> Any:
+        process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=self._log,
@@ -107,12 +141,13 @@ class CellProcess:
             env=environment,
         )
         # It may end before reading; its exit code tells.
-        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:  # type: ignore[union-attr]
-            stdin.write(json.dumps({**task, "parent": os.getpid()}).encode())
+        with contextlib.suppress(BrokenPipeError), process.stdin as stdin:  # type: ignore[union-attr]
+            stdin.write(json.dumps({**self.task, "parent": os.getpid()}).encode())
+        return process
 
     def poll(self) -> Outcome | None:
         """How the cell ended, or None while it runs; ends it when it has used more than it may."""
-        code = self._process.poll()
+        code = self._exit_code()
         seconds = time.monotonic() - self._begin
         reason = self._over_limit(seconds) if code is None else None
         if code is None and reason is None:
@@ -124,7 +159,14 @@ class CellProcess:
         """End the process and everything that it started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self._process.kill()  # a fork may not have its group yet
+        if isinstance(self._process, subprocess.Popen):
+            self._process.wait()
+        else:
+            self._process.join()
+
+    def _exit_code(self) -> int | None:
+        return self._process.poll() if isinstance(self._process, subprocess.Popen) else self._process.exitcode
 
     def _over_limit(self, seconds: float) -> str | None:
         limits = self._limits
@@ -156,11 +198,11 @@ class LocalExecutor:
     Args:
         jobs: Most cells at a time.
         limits: What a cell may use.
-        command: Program that runs a task.
+        command: Program that runs a task; None forks cells off a server that has imported what they need.
         interval: Seconds between two looks at the running cells.
     """
 
-    def __init__(self, jobs: int, limits: Limits, command: Sequence[str] = RUN_CELL, interval: float = 0.2) -> None:
+    def __init__(self, jobs: int, limits: Limits, command: Sequence[str] | None = None, interval: float = 0.2) -> None:
         if jobs < 1:
             raise ValueError(f"jobs must be at least 1, got {jobs}.")
         self._jobs, self._limits, self._command, self._interval = jobs, limits, command, interval
@@ -190,6 +232,39 @@ class LocalExecutor:
         for process in self._running:
             process.kill()
         self._running = []
+
+
+def run_forked(task: dict[str, Any], log: str) -> None:
+    """Run a task in a process that was forked off the server: a session of its own, its output in the file ``log``."""
+    os.setsid()
+    with open(log, "wb", buffering=0) as file:  # noqa: PTH123 - a descriptor is wanted
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    from benchmarks.few_shot.run_cell import die_with, run_task
+
+    die_with(os.getppid())
+    # The server outlives a sweep that was killed for as long as it has children, so each looks after itself.
+    threading.Thread(target=_end_with_sweep, daemon=True).start()
+    sys.exit(run_task(task))
+
+
+def _end_with_sweep() -> None:
+    sweep = multiprocessing.parent_process()
+    if sweep is not None:
+        sweep.join()
+        os.killpg(0, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _environment(changed: dict[str, str]) -> Iterator[None]:
+    """Environment variables for what is started inside."""
+    before = dict(os.environ)
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def child_environment() -> dict[str, str]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 BATCHES = (1, 8)
-WARM_UP, REPEATS = 2, 5
+# Few: of a cell that takes a minute, timing eight images five times takes ten seconds and more.
+WARM_UP, REPEATS = 1, 3
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """What the process of one cell does: seed, build, fit, measure, test, score, write the result.
 
-The task is read as JSON from standard input. The exit code is 0 with a result, 3 where the model cannot be run here,
-else 1.
+The task comes from the server that this process was forked off, or as JSON on standard input. The exit code is 0 with a
+result, 3 where the model cannot be run here, else 1.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ def main() -> int:
     """Run the task on standard input and return the exit code."""
     task = json.load(sys.stdin)
     die_with(task.get("parent"))
+    return run_task(task)
+
+
+def run_task(task: dict[str, Any]) -> int:
+    """Run a task and return the exit code."""
     files = {name: Path(path) for name, path in task["files"].items()}
     from benchmarks.few_shot.models import UnavailableError
 
