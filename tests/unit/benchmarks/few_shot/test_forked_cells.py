@@ -60,8 +60,17 @@ def wait_until(condition) -> bool:
     return condition()
 
 
-def test_a_forked_cell_gives_the_numbers_of_a_process_of_its_own(parts, cnn_encoder, tmp_path: Path) -> None:
-    job = make_task(parts, tmp_path, "benchmarks.few_shot.encoder_baselines.EncoderPadim", encoder=cnn_encoder)
+@pytest.mark.parametrize(
+    ("class_path", "arguments"),
+    [
+        ("benchmarks.few_shot.encoder_baselines.EncoderPadim", {}),
+        ("anomalib_vtfusion.VTFusion", {"num_steps": 2}),
+    ],
+)
+def test_a_forked_cell_gives_the_numbers_of_a_process_of_its_own(
+    class_path: str, arguments: dict, parts, cnn_encoder, tmp_path: Path
+) -> None:
+    job = make_task(parts, tmp_path, class_path, encoder=cnn_encoder, **arguments)
     assert outcome_of(job).kind == "done"
     forked = json.loads(Path(job["files"]["result"]).read_text())
     here = json.loads(json.dumps(run(job)))
