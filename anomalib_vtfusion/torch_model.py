@@ -102,6 +102,7 @@ class VTFusionModel(nn.Module):
         self.encoder = encoder
         self.grid = max(encoder.grids)
         self.finest = encoder.grids.index(self.grid)
+        self.fine = [layer for layer, grid in enumerate(encoder.grids) if grid == self.grid]
         layers = len(encoder.channels)
         text_maps = layers if components.image_adapter else 1
         evidence = layers + 1 + text_maps + 1
@@ -159,7 +160,8 @@ class VTFusionModel(nn.Module):
         visual = self._visual_prediction(tokens, own)
         margin = self._text_margin(features.tokens.float())
         text_logits = self._text_prediction(joint, states)
-        base = base_logits(visual, margin, TEXT_WEIGHT)
+        # A CNN's coarser layers see too much around a patch to find small defects; they are evidence for the network.
+        base = base_logits(visual[:, self.fine], margin, TEXT_WEIGHT)
 
         evidence = _compress(torch.cat([visual, margin, text_logits, base], dim=1))
         fused, guide = self._fuse(tokens, states, evidence)
