@@ -24,7 +24,6 @@ from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS
 from torch import Tensor, nn
 
 from .encoder_files import WEIGHT_SUFFIXES, existing_file, first_line, hub_file, looks_like_path
-from .prior import PRIOR_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +31,8 @@ SHIPPED_ENCODER = "vtfusion-tiny"
 SHIPPED_FOLDER = Path(__file__).resolve().parent.parent / "weights" / SHIPPED_ENCODER
 # Weights taken for a model name when none are asked for: those that WinCLIP uses.
 DEFAULT_TAGS = {"ViT-B-16-plus-240": "laion400m_e32"}
+# Initial weights for the rest of the network, beside an encoder's own.
+PRIOR_NAME = "vtfusion_prior.safetensors"
 LOCAL_PREFIX = "local-dir:"
 HUB_PREFIX = "hf-hub:"
 _RANDOM_SEED = 0

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-PRIOR_NAME = "vtfusion_prior.safetensors"
 _HASH = "weights_hash"
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from anomalib_vtfusion.calibration import calibration_views
+from anomalib_vtfusion.components.encoder_weights import PRIOR_NAME
 from anomalib_vtfusion.components.encoders import VisionTextEncoder
-from anomalib_vtfusion.components.prior import PRIOR_NAME, save_prior, trained_parameters
+from anomalib_vtfusion.components.prior import save_prior, trained_parameters
 from anomalib_vtfusion.loss import VTFusionLoss
 from anomalib_vtfusion.prompting import build_prompts
 from anomalib_vtfusion.synthesis import AnomalySynthesizer

@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from anomalib_vtfusion.components.encoder_weights import PRIOR_NAME
 from anomalib_vtfusion.components.encoders import VisionTextEncoder
-from anomalib_vtfusion.components.prior import PRIOR_NAME, load_prior, save_prior, trained_parameters
+from anomalib_vtfusion.components.prior import load_prior, save_prior, trained_parameters
 from anomalib_vtfusion.torch_model import Components, VTFusionModel
 
 
