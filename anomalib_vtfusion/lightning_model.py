@@ -30,8 +30,10 @@ from anomalib_vtfusion.synthesis.views import ViewSampler, reference_views
 from anomalib_vtfusion.torch_model import Components, VTFusionModel
 from anomalib_vtfusion.trainer_setup import (
     TrainingDataSwap,
+    check_counts,
     checked_datamodule,
     checked_transform,
+    fit_settings,
     replace_trainer_defaults,
 )
 
@@ -66,8 +68,9 @@ class VTFusion(AnomalibModule):
         rotate_references: Flipped and turned references count as normal. Switch off where orientation matters.
         bank_size: Most rows of the reference bank a layer.
         prior: Start the fit from weights learned on many small tasks, where the encoder brings them along.
-        num_steps: Optimiser steps of the fit; 0 without a prior gives the training-free detector.
-        learning_rate: Highest learning rate of the one-cycle schedule.
+        num_steps: Optimiser steps of the fit; None for 20 from a prior, else 60. 0 without a prior gives the
+            training-free detector.
+        learning_rate: Highest learning rate of the one-cycle schedule; None for 2e-4 from a prior, else 1e-3.
         seed: Seed of the references, initial weights and synthetic anomalies.
         pre_processor: Anomalib pre-processor or flag; the default only resizes, the encoder normalises.
         post_processor: Anomalib post-processor or flag.
@@ -107,21 +110,16 @@ class VTFusion(AnomalibModule):
         rotate_references: bool = True,
         bank_size: int = 2048,
         prior: bool = True,
-        num_steps: int = 60,
-        learning_rate: float = 1e-3,
+        num_steps: int | None = None,
+        learning_rate: float | None = None,
         seed: int = 0,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        if k_shot is not None and k_shot < 1:
-            msg = f"k_shot must be at least 1, or None for all normal images; got {k_shot}."
-            raise ValueError(msg)
-        if num_steps < 0:
-            msg = f"num_steps must not be negative (0 for no fit); got {num_steps}."
-            raise ValueError(msg)
         # Everything that can be wrong with the arguments shows before the weights are loaded.
+        check_counts(k_shot, num_steps)
         prompt_options = {"normal_prompts": normal_prompts, "anomaly_prompts": anomaly_prompts, "defects": defects}
         build_prompts(class_name or "object", **prompt_options)
         synthesizer = AnomalySynthesizer(anomaly_families, texture_source=texture_source)
@@ -136,8 +134,6 @@ class VTFusion(AnomalibModule):
         self.k_shot = k_shot
         self.few_shot_source = few_shot_source
         self.prompt_options = prompt_options
-        self.num_steps = num_steps
-        self.learning_rate = learning_rate
         self.seed = seed
         self.rotate_references = rotate_references
         self.synthetic_anomalies = synthetic_anomalies
@@ -149,6 +145,7 @@ class VTFusion(AnomalibModule):
             seed=seed,
             prior=prior,
         )
+        self.num_steps, self.learning_rate = fit_settings(self.model.has_prior, num_steps, learning_rate)
         self.loss = VTFusionLoss()
         self.synthesizer = synthesizer
         self.view_sampler = ViewSampler(turn=rotate_references)

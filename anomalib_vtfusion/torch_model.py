@@ -79,6 +79,9 @@ class VTFusionModel(nn.Module):
         seed: Seed of the initial weights.
         prior: Start from the weights that the encoder brings along, where it does.
 
+    Attributes:
+        has_prior: Whether the segmentation network started from a prior.
+
     Raises:
         ValueError: If ``learnable_context`` is negative or leaves no room for words, or ``bank_size`` is not positive.
     """
@@ -128,8 +131,8 @@ class VTFusionModel(nn.Module):
         self.margin_mean: Tensor
         self.margin_std: Tensor
         leave_out_of_state(self, "encoder")
-        if prior and encoder.prior is not None:
-            load_prior(self, encoder.prior, encoder.weights_hash)
+        taken = load_prior(self, encoder.prior, encoder.weights_hash) if prior and encoder.prior is not None else []
+        self.has_prior = "segmentation" in taken
 
     def forward(self, images: Tensor) -> InferenceBatch:
         """Anomaly map ``(B, 1, H, W)`` and score ``(B, 1)`` in ``(0, 1)`` of images ``(B, 3, H, W)``."""

@@ -13,6 +13,29 @@ logger = logging.getLogger(__name__)
 # Lightning's own values where the user sets none.
 _MAX_EPOCHS = 1000
 _SANITY_STEPS = 2
+# Steps and learning rate of a fit. A few images make it forget what a prior knows: from there it is short and gentle.
+_FIT = (60, 1e-3)
+_FIT_FROM_PRIOR = (20, 2e-4)
+
+
+def check_counts(k_shot: int | None, num_steps: int | None) -> None:
+    """Refuse numbers of references and of steps that make no sense.
+
+    Raises:
+        ValueError: If there is to be less than one reference, or a negative number of steps.
+    """
+    if k_shot is not None and k_shot < 1:
+        msg = f"k_shot must be at least 1, or None for all normal images; got {k_shot}."
+        raise ValueError(msg)
+    if num_steps is not None and num_steps < 0:
+        msg = f"num_steps must not be negative (0 for no fit); got {num_steps}."
+        raise ValueError(msg)
+
+
+def fit_settings(has_prior: bool, num_steps: int | None, learning_rate: float | None) -> tuple[int, float]:
+    """Steps and highest learning rate of a fit: the user's own, or what suits its start."""
+    steps, rate = _FIT_FROM_PRIOR if has_prior else _FIT
+    return steps if num_steps is None else num_steps, rate if learning_rate is None else learning_rate
 
 
 def checked_datamodule(trainer: Trainer) -> AnomalibDataModule:
