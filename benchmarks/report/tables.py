@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,9 @@ def category_tables(sweep: Sweep, metrics: Sequence[str] = ("image_auroc", "pixe
         values = {(row.model, row.category): (row.mean, row.std) for row in rows.itertuples()}
         models = [model for model in sweep.models() if model in set(rows["model"])]
         title = f"{dataset}, {k}-shot: {METRICS[metric]} by category, %"
-        tables.append(_table(title, models, [*categories, OVERALL], values))
+        means = rows[rows["category"] == OVERALL]
+        partial = {(row.model, OVERALL) for row in means.itertuples() if row.categories < means["categories"].max()}
+        tables.append(_table(title, models, [*categories, OVERALL], values, partial=partial))
     return tables
 
 
@@ -111,9 +113,10 @@ def _by_shots(title: str, rows: pd.DataFrame, models: list[str], dataset: str, m
         (row.model, row.k): (row.mean, row.std) for row in rows.itertuples()
     }
     most = rows["categories"].max()
-    partial = sorted({row.model for row in rows.itertuples() if row.categories < most})
-    note = f"Fewer categories than the others: {', '.join(partial)}." if partial else ""
-    table = _table(title, [m for m in models if m in set(rows["model"])], shots, values, note=note)
+    partial = {(row.model, row.k) for row in rows.itertuples() if row.categories < most}
+    names = ", ".join(sorted({model for model, _ in partial}))
+    note = f"Fewer categories than the others: {names}." if partial else ""
+    table = _table(title, [m for m in models if m in set(rows["model"])], shots, values, note, partial)
     table.columns[1:] = [f"{k}-shot" for k in shots]
     published = published_rows(dataset, metric, shots)
     if published:
@@ -148,16 +151,19 @@ def _table(
     columns: Sequence[Any],
     values: dict[tuple[str, Any], tuple[float, float]],
     note: str = "",
+    partial: Collection[tuple[str, Any]] = (),
 ) -> TableText:
+    """Table of ``values``; those in ``partial``, over fewer categories than the others, are never the best."""
     rows = [
         [model, *(_percent(*values[model, c]) if (model, c) in values else "" for c in columns)] for model in models
     ]
-    tops = {c: max((round(values[m, c][0], 3) for m in models if (m, c) in values), default=None) for c in columns}
+    rivals = {key: round(mean, 3) for key, (mean, _) in values.items() if key not in partial}
+    tops = {c: max((rivals[m, c] for m in models if (m, c) in rivals), default=None) for c in columns}
     best = [
         {
             i + 1
             for i, c in enumerate(columns)
-            if len(models) > 1 and (model, c) in values and round(values[model, c][0], 3) == tops[c]
+            if len(models) > 1 and (model, c) in rivals and rivals[model, c] == tops[c]
         }
         for model in models
     ]

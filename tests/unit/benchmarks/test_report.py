@@ -76,6 +76,7 @@ def test_overall_takes_only_categories_that_are_complete(folder: Path) -> None:
     assert (overall["mean"], overall["categories"]) == (pytest.approx(0.92), 1)
     (table,) = (t for t in accuracy_tables(load(folder)) if "image AUROC" in t.title)
     assert "Fewer categories than the others: Ours." in table.note
+    assert not table.best[table.rows.index(next(row for row in table.rows if row[0] == "Ours"))]
 
 
 def test_one_seed_has_no_deviation(tmp_path: Path) -> None:
