@@ -1,7 +1,7 @@
 """Prior: initial weights learned on many small tasks, which an encoder may bring along beside its own.
 
-A few normal images cannot teach what varies harmlessly and what does not. A prior starts the fit where thousands of
-small tasks on other pictures have led; it belongs to one set of encoder weights.
+A few normal images cannot teach what varies harmlessly and what does not. A prior starts the fit where many small tasks
+on other pictures have led; it belongs to one set of encoder weights.
 """
 
 from __future__ import annotations
