@@ -87,11 +87,10 @@ class VTFusionLoss(nn.Module):
             image_logits: ``(B, 1)``.
             mask: Ground truth ``(B, 1, H, W)`` in ``{0, 1}``.
         """
-        fine = self._share(mask, logits)
         coarse = self._share(mask, text_logits)
         layers = range(text_logits.shape[1])
         parts = {
-            "map": self._segmentation(logits, fine),
+            "map": self.map_loss(logits, mask),
             "text": torch.stack([self._segmentation(text_logits[:, i : i + 1], coarse) for i in layers]).mean(),
             "distance": pull_push_loss(
                 distances.flatten(0, 1)[:, None],
@@ -101,6 +100,10 @@ class VTFusionLoss(nn.Module):
         }
         parts["total"] = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
         return parts
+
+    def map_loss(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Focal and dice loss of a map ``(B, 1, h, w)`` against the ground truth ``(B, 1, H, W)``, without weight."""
+        return self._segmentation(logits, self._share(mask, logits))
 
     @staticmethod
     def _share(mask: Tensor, like: Tensor) -> Tensor:

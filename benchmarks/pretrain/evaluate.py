@@ -17,6 +17,7 @@ from torch import Tensor
 
 from anomalib_vtfusion.components.encoders import VisionTextEncoder
 from anomalib_vtfusion.data.few_shot import select_references
+from benchmarks.pretrain.losses import patch_vectors
 from benchmarks.provenance import provenance, write_json
 
 TOP_FRACTION = 0.01
@@ -51,15 +52,9 @@ def read_mask(path: Path, size: int) -> Tensor:
 def patch_features(encoder: VisionTextEncoder, images: Tensor) -> Tensor:
     """Unit patch vectors ``(B, h * w, C)`` at the finest grid.
 
-    Every map is smoothed over 3 x 3 positions, brought to the finest grid and to unit length per position, so that all
-    maps count the same.
+    All maps count the same, made comparable as in training: :func:`benchmarks.pretrain.losses.patch_vectors`.
     """
-    maps = encoder.encode_image(images).maps
-    grid = maps[0].shape[-2:]
-    parts = []
-    for features in maps:
-        smooth = F.avg_pool2d(features.float(), 3, 1, 1, count_include_pad=False)
-        parts.append(F.normalize(F.interpolate(smooth, size=grid, mode="bilinear", align_corners=False), dim=1))
+    parts = patch_vectors([features.float() for features in encoder.encode_image(images).maps])
     return F.normalize(torch.cat(parts, 1), dim=1).flatten(2).transpose(1, 2)
 
 

@@ -48,6 +48,9 @@ FAMILY_PHRASES: dict[str, tuple[str, ...]] = {
 SCALES = (0.75, 1.0, 1.5)
 # How often a product comes from each pool or is rendered.
 SHARES = {"textures": 0.28, "photographs": 0.22, "tiny-imagenet": 0.08, "procedural": 0.42}
+# Weights of the parts of the loss.
+WEIGHTS = {"match": 2.0, "rank": 1.0, "mask": 0.5, "phrase": 0.5, "names": 0.5}
+WEIGHTS |= {"state": 1.0, "dense": 1.0, "order": 1.0}
 GENERIC_NAMES = ("object", "part", "product", "surface", "texture", "material", "item", "component")
 STRIDES = (8, 16)
 
@@ -175,9 +178,7 @@ class InspectionObjective(Objective):
         ).mean()
         parts |= self._words(names, damaged.families, tokens[:count], pooled[:count], masks, labels, generator)
         parts["names"] = self._names(generator, device)
-        weights = {"match": 2.0, "rank": 1.0, "mask": 0.5, "phrase": 0.5, "names": 0.5}
-        weights |= {"state": 1.0, "dense": 1.0, "order": 1.0}
-        loss = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+        loss = torch.stack([WEIGHTS[name] * value for name, value in parts.items()]).sum()
         return loss, {name: value.item() for name, value in parts.items()}
 
     def _image(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:

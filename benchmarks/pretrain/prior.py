@@ -84,8 +84,8 @@ class PriorObjective(Objective):
         found = model.predict(damaged.images)
         parts = self.loss(found.logits, found.text_logits, found.distances, found.score, damaged.masks)
         with torch.no_grad():
-            flat = self.loss(found.base, found.text_logits, found.distances, found.score, damaged.masks)
-        figures = {key: value.item() for key, value in parts.items()} | {"untrained_map": flat["map"].item()}
+            untrained = self.loss.map_loss(found.base, damaged.masks)
+        figures = {key: value.item() for key, value in parts.items()} | {"untrained_map": untrained.item()}
         return parts["total"], figures
 
     def _product(self, count: int, generator: torch.Generator) -> tuple[Tensor, str]:
