@@ -129,7 +129,5 @@ def test_importing_what_the_server_imports_starts_no_thread_and_no_graphics_card
         f"import importlib, os; [importlib.import_module(name) for name in {PRELOAD}]; import torch; "
         "print(len(os.listdir('/proc/self/task')), torch.cuda.is_initialized())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.split() == ["1", "False"]
