@@ -156,7 +156,7 @@ class VTFusionModel(nn.Module):
         maps = [feature_map.float() for feature_map in features.maps]
         if noise is not None:
             maps = [add_feature_noise(feature_map, noise) for feature_map in maps]
-        tokens = self.image_adapter([local_aggregation(feature_map) for feature_map in maps])
+        tokens = self._adapted(maps)
         states = self.text_adapter(self.text_features.states)
         joint = self.image_adapter.joint_tokens(tokens) or [features.tokens.float()]
 
@@ -179,6 +179,11 @@ class VTFusionModel(nn.Module):
         return prediction.score.float().sigmoid(), logits.sigmoid()
 
     # -- parts of the forward pass ------------------------------------------------------------------------------------
+
+    def _adapted(self, maps: list[Tensor]) -> list[Tensor]:
+        """Adapted unit tokens ``(B, N_l, C_l)`` of the feature maps ``(B, C_l, h_l, w_l)``."""
+        tokens = [local_aggregation(feature_map) for feature_map in maps]
+        return self.image_adapter(self.reference_bank.centred(tokens))
 
     def _visual_prediction(self, tokens: list[Tensor], own: Tensor | None) -> Tensor:
         """Standardised distances ``(B, L, h', w')`` from the references."""
@@ -220,7 +225,7 @@ class VTFusionModel(nn.Module):
         if not self.components.image_adapter:
             return None
         return [
-            self.image_adapter.adapt(layer, self.reference_bank.frozen(layer))
+            self.reference_bank.weighted(layer, self.image_adapter.adapt(layer, self.reference_bank.frozen(layer)))
             for layer in range(len(self.encoder.channels))
         ]
 
@@ -261,7 +266,7 @@ class VTFusionModel(nn.Module):
         distances, margins = [], []
         for chunk, chunk_own in zip(queries.split(CHUNK), own.split(CHUNK), strict=True):
             features = self.encoder.encode_image(chunk)
-            tokens = self.image_adapter([local_aggregation(m.float()) for m in features.maps])
+            tokens = self._adapted([feature_map.float() for feature_map in features.maps])
             distances.append(self.reference_bank.distances(tokens, own=chunk_own))
             margins.append(text_margin(features.tokens.float(), self.text_features.states))
         self.reference_bank.store_statistics([torch.cat(layer) for layer in zip(*distances, strict=True)])

@@ -1,9 +1,22 @@
 """Reference bank: patch features of the normal images, and the distance of a query's patches from them."""
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from anomalib_vtfusion.components.variable_buffers import VariableBuffers
+
+# Share of the references' mean feature that is taken off every feature: what all patches have in common tells nothing.
+CENTRING = 0.3
+# Rows around a row that tell how far apart normal patches of its kind lie, how much that counts, and in which bounds.
+NEIGHBOURS = 32
+SPACING_POWER = 0.5
+SPACING_BOUNDS = (0.25, 4.0)
+# No weighted distance is larger: the largest weight times the largest cosine distance.
+FARTHEST = 2 * SPACING_BOUNDS[0] ** -SPACING_POWER
+# Share of an image's own mean distance that is taken off its distances: light or focus moves all of them alike, but a
+# part that is wrong all over must still show.
+MEAN_SHARE = 0.5
 
 
 def greedy_coreset(rows: Tensor, size: int, generator: torch.Generator, projection_dim: int = 64) -> Tensor:
@@ -36,38 +49,61 @@ def greedy_coreset(rows: Tensor, size: int, generator: torch.Generator, projecti
     return chosen.sort().values
 
 
+def spacing_weights(rows: Tensor) -> Tensor:
+    """How much a distance from each row counts: less where normal patches lie far apart.
+
+    The mean distance to a row's nearest `NEIGHBOURS` rows, relative to all rows' mean, to the power `-SPACING_POWER`.
+    To judge a distance by those around it is the idea of the local outlier factor (Breunig et al., 2000).
+
+    Args:
+        rows: Unit vectors ``(R, C)``.
+
+    Returns:
+        Weights ``(R,)`` from 0.5 to 2; ones when all rows lie equally far apart.
+    """
+    count = min(NEIGHBOURS, len(rows) - 1)
+    if count == 0:
+        return rows.new_ones(len(rows))
+    nearest = (1 - rows @ rows.t()).topk(count + 1, dim=1, largest=False).values  # the first is the row itself
+    spacing = nearest[:, 1:].mean(dim=1).clamp_min(1e-4)
+    return (spacing / spacing.mean()).clamp(*SPACING_BOUNDS).pow(-SPACING_POWER)
+
+
 def nearest_distance(queries: Tensor, rows: Tensor, blocked: Tensor | None = None) -> Tensor:
-    """Cosine distance of each query token from its nearest row.
+    """Weighted cosine distance ``w * (1 - cos)`` of each query token from the row where it is least.
 
     Args:
         queries: Unit vectors ``(B, N, C)``.
-        rows: Unit vectors ``(R, C)``.
+        rows: Vectors ``(R, C)`` as long as their weight ``w``, so that one matrix product does the search.
         blocked: Optional mask ``(B, R)``: rows that a query must not be matched against.
 
     Returns:
-        ``(B, N)`` in ``[0, 2]``.
+        ``(B, N)`` in ``[0, FARTHEST]``, the latter where every row is blocked.
     """
     if not (torch.is_grad_enabled() and (queries.requires_grad or rows.requires_grad)):
-        return 1.0 - _similarity(queries, rows, blocked).amax(dim=-1)
+        return _distances(queries, rows, blocked).amin(dim=-1)
     # Only the nearest row has a gradient, so the search itself runs without one and keeps no (B, N, R) tensor alive.
     with torch.no_grad():
-        nearest = _similarity(queries, rows, blocked).argmax(dim=-1)
-    return 1.0 - (queries * rows[nearest]).sum(dim=-1)
+        nearest = _distances(queries, rows, blocked).argmin(dim=-1)
+    chosen = rows[nearest]
+    return chosen.norm(dim=-1) - (queries * chosen).sum(dim=-1)
 
 
-def _similarity(queries: Tensor, rows: Tensor, blocked: Tensor | None) -> Tensor:
-    """Cosine similarity ``(B, N, R)``, -1 where a row is blocked."""
+def _distances(queries: Tensor, rows: Tensor, blocked: Tensor | None) -> Tensor:
+    """Weighted distances ``(B, N, R)``, `FARTHEST` where a row is blocked."""
     # One plain matrix product: a batched one would copy the rows for every image.
-    similarity = (queries.flatten(0, 1) @ rows.t()).unflatten(0, (queries.shape[0], -1))
-    return similarity if blocked is None else similarity.masked_fill_(blocked[:, None, :], -1.0)
+    product = (queries.flatten(0, 1) @ rows.t()).unflatten(0, (queries.shape[0], -1))
+    distances = rows.norm(dim=-1) - product
+    return distances if blocked is None else distances.masked_fill_(blocked[:, None, :], FARTHEST)
 
 
 class ReferenceBank(VariableBuffers):
     """Patch features of the reference images, a matrix a layer, bounded in size.
 
-    ``keys`` are the adapted unit vectors that inference matches against, stored ready for one matrix product a layer.
-    While the adapter trains, the frozen rows they come from are kept beside them (not saved) and adapted anew at each
-    step. Every row knows the reference it comes from, so that a reference is never matched against itself.
+    ``keys`` are what inference matches against, stored ready for one matrix product a layer: adapted rows, each as long
+    as a distance from it counts (`spacing_weights`). While the adapter trains, the frozen rows they come from are kept
+    beside them (not saved) and adapted anew at each step. Every row knows the reference it comes from, so that a
+    reference is never matched against itself.
 
     Args:
         channels: Width ``C_l`` of each layer.
@@ -88,6 +124,8 @@ class ReferenceBank(VariableBuffers):
             self.register_buffer(f"keys_{layer}", torch.empty(0, width))
             self.register_buffer(f"frozen_{layer}", torch.empty(0, width), persistent=False)
             self.register_buffer(f"owners_{layer}", torch.empty(0, dtype=torch.long), persistent=False)
+            self.register_buffer(f"weights_{layer}", torch.empty(0), persistent=False)
+            self.register_buffer(f"centre_{layer}", torch.zeros(width))
         self.register_buffer("mean", torch.zeros(len(channels)))
         self.register_buffer("std", torch.ones(len(channels)))
         self.mean: Tensor
@@ -105,12 +143,20 @@ class ReferenceBank(VariableBuffers):
         return int(owners.unique().numel())
 
     def keys(self, layer: int) -> Tensor:
-        """Adapted unit rows ``(R_l, C_l)`` of a layer."""
+        """Adapted rows ``(R_l, C_l)`` of a layer, as long as their weight."""
         return getattr(self, f"keys_{layer}")
 
     def frozen(self, layer: int) -> Tensor:
-        """Rows ``(R_l, C_l)`` of a layer as the tower made them."""
+        """Centred rows ``(R_l, C_l)`` of a layer as the tower made them."""
         return getattr(self, f"frozen_{layer}")
+
+    def weighted(self, layer: int, rows: Tensor) -> Tensor:
+        """Adapted unit rows ``(R_l, C_l)`` of a layer, made as long as a distance from them counts."""
+        return rows * getattr(self, f"weights_{layer}")[:, None]
+
+    def centred(self, tokens: list[Tensor]) -> list[Tensor]:
+        """Tokens ``(B, N_l, C_l)`` of each layer less the share of their mean over the references."""
+        return [layer_tokens - getattr(self, f"centre_{layer}") for layer, layer_tokens in enumerate(tokens)]
 
     def owners(self, layer: int) -> Tensor:
         """Index ``(R_l,)`` of the reference that each row comes from."""
@@ -131,17 +177,21 @@ class ReferenceBank(VariableBuffers):
             generator: CPU generator of the thinning.
         """
         for layer, layer_tokens in enumerate(tokens):
+            setattr(self, f"centre_{layer}", CENTRING * layer_tokens.float().mean(dim=(0, 1)))
+        for layer, layer_tokens in enumerate(self.centred(tokens)):
             rows = layer_tokens.flatten(0, 1).float()
-            kept = greedy_coreset(nn.functional.normalize(rows, dim=-1), self.max_rows, generator)
+            unit = F.normalize(rows, dim=-1)
+            kept = greedy_coreset(unit, self.max_rows, generator)
+            setattr(self, f"weights_{layer}", spacing_weights(unit[kept]))
             setattr(self, f"frozen_{layer}", rows[kept])
             setattr(self, f"owners_{layer}", owners.to(rows.device).repeat_interleave(layer_tokens.shape[1])[kept])
 
     @torch.no_grad()
     def store_keys(self, keys: list[Tensor]) -> None:
-        """Keep the adapted rows ``(R_l, C_l)`` of each layer as what inference matches against."""
+        """Weigh the adapted unit rows ``(R_l, C_l)`` of each layer and keep them as what inference matches against."""
         for layer, rows in enumerate(keys):
             # Rounded to half precision, as `state_dict` stores them: a reloaded model gives the same scores.
-            setattr(self, f"keys_{layer}", rows.detach().half().float().contiguous())
+            setattr(self, f"keys_{layer}", self.weighted(layer, rows.detach()).half().float().contiguous())
 
     @torch.no_grad()
     def store_statistics(self, distances: list[Tensor]) -> None:
@@ -152,15 +202,15 @@ class ReferenceBank(VariableBuffers):
     def distances(
         self, tokens: list[Tensor], keys: list[Tensor] | None = None, own: Tensor | None = None
     ) -> list[Tensor]:
-        """Distance of every query token from its nearest row, per layer.
+        """Distance of every query token from its nearest row less half of the image's mean distance, per layer.
 
         Args:
             tokens: Adapted unit tokens ``(B, N_l, C_l)`` of each layer.
-            keys: Adapted rows to match against instead of the stored ones (training).
+            keys: Adapted and weighted rows to match against instead of the stored ones (training).
             own: Reference index ``(B,)`` of each query; its rows are left out where other references exist.
 
         Returns:
-            ``(B, N_l)`` of each layer, in ``[0, 2]``.
+            ``(B, N_l)`` of each layer.
 
         Raises:
             RuntimeError: If the bank is empty.
@@ -175,7 +225,8 @@ class ReferenceBank(VariableBuffers):
             blocked = own[:, None] == self.owners(layer)[None] if leave_out and own is not None else None
             # Half precision cannot tell small distances apart: 1 - cos has steps of 0.004 there.
             with torch.autocast(layer_tokens.device.type, enabled=False):
-                result.append(nearest_distance(layer_tokens.float(), rows.float(), blocked))
+                distance = nearest_distance(layer_tokens.float(), rows.float(), blocked)
+                result.append(distance - MEAN_SHARE * distance.mean(dim=1, keepdim=True))
         return result
 
     def standardise(self, distances: list[Tensor]) -> list[Tensor]:

@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from anomalib_vtfusion.components.reference_bank import ReferenceBank, greedy_coreset, nearest_distance
+from anomalib_vtfusion.components.reference_bank import (
+    FARTHEST,
+    ReferenceBank,
+    greedy_coreset,
+    nearest_distance,
+    spacing_weights,
+)
 
 
 def generator(seed=0):
@@ -18,14 +24,19 @@ def unit(*shape, seed=0):
 
 
 def naive_distance(queries, rows, blocked=None):
-    """Cosine distance by loops."""
+    """Weight of a row, its length, times cosine distance, by loops."""
     result = []
     for b, image in enumerate(queries):
         for token in image:
             allowed = [row for r, row in enumerate(rows) if blocked is None or not blocked[b, r]]
-            similarities = [(token * row).sum() for row in allowed] or [torch.tensor(-1.0)]
-            result.append(1 - torch.stack(similarities).max())
+            distances = [row.norm() * (1 - (token * row / row.norm()).sum()) for row in allowed]
+            result.append(torch.stack(distances or [torch.tensor(FARTHEST)]).min())
     return torch.stack(result).view(queries.shape[:2])
+
+
+def relative(distances):
+    """Less half of the image's mean."""
+    return distances - distances.mean(dim=1, keepdim=True) / 2
 
 
 class TestGreedyCoreset:
@@ -74,6 +85,21 @@ class TestNearestDistance:
     def test_equals_loops(self):
         queries, rows = unit(2, 5, 6), unit(7, 6, seed=1)
         torch.testing.assert_close(nearest_distance(queries, rows), naive_distance(queries, rows))
+        cosine = 1 - (queries.flatten(0, 1) @ rows.t()).amax(dim=1).view(2, 5)
+        torch.testing.assert_close(nearest_distance(queries, rows), cosine)
+
+    def test_a_longer_row_is_farther_away(self):
+        queries, rows = unit(2, 5, 6), unit(7, 6, seed=1) * torch.linspace(0.5, 2, 7)[:, None]
+        torch.testing.assert_close(nearest_distance(queries, rows), naive_distance(queries, rows))
+        one = nearest_distance(queries, rows[-1:])
+        torch.testing.assert_close(one, 2 * nearest_distance(queries, rows[-1:] / 2))
+
+    def test_nothing_is_farther_than_when_all_rows_are_blocked(self):
+        queries = unit(1, 3, 4)
+        blocked = nearest_distance(queries, unit(2, 4), torch.ones(1, 2, dtype=torch.bool))
+        assert blocked.tolist() == [[FARTHEST] * 3]
+        opposite = nearest_distance(queries[:, :1], -queries[0, :1] * 2)
+        torch.testing.assert_close(opposite, torch.tensor([[FARTHEST]]))
 
     def test_blocked_rows_do_not_count(self):
         queries, rows = unit(2, 5, 6), unit(7, 6, seed=1)
@@ -97,6 +123,24 @@ class TestNearestDistance:
         torch.testing.assert_close(gradients[0], gradients[1])
 
 
+class TestSpacingWeights:
+    def test_rows_in_a_crowd_count_more(self):
+        crowd = F.normalize(unit(1, 6) + 0.05 * torch.randn(40, 6, generator=generator()), dim=-1)
+        scattered = unit(40, 6, seed=3)
+        weights = spacing_weights(torch.cat([crowd, scattered]))
+        assert weights[:40].min() > 1 > weights[40:].median()
+
+    def test_is_the_root_of_the_mean_distance_to_the_neighbours(self):
+        rows = unit(50, 6)
+        distances = [[float(1 - row @ other) for o, other in enumerate(rows) if o != r] for r, row in enumerate(rows)]
+        spacing = torch.tensor([sum(sorted(to_others)[:32]) / 32 for to_others in distances])
+        torch.testing.assert_close(spacing_weights(rows), (spacing.mean() / spacing).sqrt())
+
+    @pytest.mark.parametrize("rows", [torch.eye(6), torch.eye(6)[:1], torch.ones(9, 4) / 2])
+    def test_rows_equally_far_apart_count_the_same(self, rows):
+        torch.testing.assert_close(spacing_weights(rows), torch.ones(len(rows)))
+
+
 class TestReferenceBank:
     def make(self, max_rows=100, references=3):
         """A bank of two layers with ``references`` references, one view each."""
@@ -108,30 +152,31 @@ class TestReferenceBank:
         bank.fill(tokens, torch.arange(references), generator())
         keys = [F.normalize(bank.frozen(layer), dim=-1) for layer in range(2)]
         bank.store_keys(keys)
-        return bank, [F.normalize(layer_tokens, dim=-1) for layer_tokens in tokens]
+        return bank, [F.normalize(layer_tokens, dim=-1) for layer_tokens in bank.centred(tokens)]
 
     def test_a_reference_is_never_matched_against_itself(self):
         bank, tokens = self.make()
         assert bank.references == 3
         with_itself = bank.distances(tokens)
-        assert with_itself[0].max() < 1e-3  # every token is in the bank, rounded to half precision
+        assert with_itself[0].abs().max() < 2e-3  # every token is in the bank, rounded to half precision
         left_out = bank.distances(tokens, own=torch.arange(3))
         for reference in range(3):
             rows = bank.keys(0)[bank.owners(0) != reference]
-            torch.testing.assert_close(left_out[0][reference], naive_distance(tokens[0][reference][None], rows)[0])
-        assert left_out[0].min() > 1e-2
+            expected = relative(naive_distance(tokens[0][reference][None], rows))[0]
+            torch.testing.assert_close(left_out[0][reference], expected)
+        assert left_out[0].mean(dim=1).min() > 1e-2
 
     def test_the_only_reference_is_matched_against_itself(self):
         bank, tokens = self.make(references=1)
-        assert bank.distances(tokens, own=torch.zeros(1, dtype=torch.long))[0].max() < 1e-3
+        assert bank.distances(tokens, own=torch.zeros(1, dtype=torch.long))[0].abs().max() < 2e-3
 
     def test_every_view_of_a_reference_is_left_out(self):
         bank = ReferenceBank([6], 100)
         view = torch.randn(2, 5, 6, generator=generator())
         bank.fill([torch.cat([view, view])], torch.tensor([0, 1, 0, 1]), generator())
         bank.store_keys([F.normalize(bank.frozen(0), dim=-1)])
-        query = [F.normalize(view[:1], dim=-1)]
-        expected = naive_distance(query[0], F.normalize(view[1], dim=-1))
+        query = [F.normalize(tokens, dim=-1) for tokens in bank.centred([view[:1]])]
+        expected = relative(naive_distance(query[0], bank.keys(0)[bank.owners(0) == 1]))
         torch.testing.assert_close(
             bank.distances(query, own=torch.zeros(1, dtype=torch.long))[0], expected, atol=2e-3, rtol=0
         )
@@ -142,12 +187,32 @@ class TestReferenceBank:
         bank.fill([tokens], torch.tensor([7, 8, 9]), generator())
         assert bank.frozen(0).shape == (4, 3)
         for row, owner in zip(bank.frozen(0), bank.owners(0), strict=True):
-            assert (tokens[owner - 7] == row).all(dim=1).any()
+            assert (bank.centred([tokens])[0][owner - 7] == row).all(dim=1).any()
+
+    def test_takes_off_a_share_of_what_all_patches_have_in_common(self):
+        bank = ReferenceBank([2], 10)
+        tokens = torch.tensor([[[1.0, 10.0], [3.0, 10.0]]])
+        bank.fill([tokens], torch.zeros(1, dtype=torch.long), generator())
+        expected = torch.tensor([[0.4, 7.0], [2.4, 7.0]])  # 0.3 of the mean (2, 10)
+        torch.testing.assert_close(bank.frozen(0), expected)
+        torch.testing.assert_close(bank.centred([tokens])[0][0], expected)
+
+    def test_keys_are_as_long_as_they_count(self):
+        bank, _ = self.make()
+        rows = F.normalize(bank.frozen(0), dim=-1)
+        torch.testing.assert_close(bank.keys(0).norm(dim=-1), spacing_weights(rows), atol=1e-3, rtol=0)
+        torch.testing.assert_close(bank.weighted(0, rows), bank.keys(0), atol=1e-3, rtol=0)
+
+    def test_an_image_that_is_farther_all_over_is_half_as_much_farther(self):
+        bank, tokens = self.make()
+        near, far = bank.distances(tokens)[0], bank.distances([unit(3, 5, 6, seed=7), tokens[1]])[0]
+        full = nearest_distance(unit(3, 5, 6, seed=7), bank.keys(0)) - nearest_distance(tokens[0], bank.keys(0))
+        torch.testing.assert_close((far - near).mean(dim=1), full.mean(dim=1) / 2)
 
     def test_other_keys_can_be_matched_against(self):
         bank, tokens = self.make()
         other = [unit(9, 6, seed=5), unit(3, 4, seed=6)]
-        torch.testing.assert_close(bank.distances(tokens, other)[1], naive_distance(tokens[1], other[1]))
+        torch.testing.assert_close(bank.distances(tokens, other)[1], relative(naive_distance(tokens[1], other[1])))
 
     def test_statistics(self):
         bank, _ = self.make()
