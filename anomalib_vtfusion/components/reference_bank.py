@@ -92,8 +92,7 @@ def nearest_distance(queries: Tensor, rows: Tensor, blocked: Tensor | None = Non
 def _distances(queries: Tensor, rows: Tensor, blocked: Tensor | None) -> Tensor:
     """Weighted distances ``(B, N, R)``, `FARTHEST` where a row is blocked."""
     # One plain matrix product: a batched one would copy the rows for every image.
-    product = (queries.flatten(0, 1) @ rows.t()).unflatten(0, (queries.shape[0], -1))
-    distances = rows.norm(dim=-1) - product
+    distances = F.linear(queries.flatten(0, 1), -rows, rows.norm(dim=-1)).unflatten(0, (queries.shape[0], -1))
     return distances if blocked is None else distances.masked_fill_(blocked[:, None, :], FARTHEST)
 
 
