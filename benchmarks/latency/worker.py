@@ -82,8 +82,10 @@ def _load_torch(variant: Variant) -> tuple[Runner, float, float]:
     held, start = resident_megabytes(), time.perf_counter()
     content = torch.load(variant.path, map_location=variant.device, weights_only=False)
     module = (content["model"] if isinstance(content, dict) else content).eval().to(variant.device)
-    if hasattr(module, "_generate_masks"):  # Anomalib hangs WinCLIP's masks on the class, which a file does not hold
-        module.register_buffer_list("masks", module._generate_masks(), persistent=False)
+    if hasattr(module, "register_buffer_list"):  # WinCLIP's lists hang on the class, which a file does not hold
+        for name in ("masks", "_visual_embeddings"):
+            own = [buffer for key, buffer in module.named_buffers() if key.startswith(f"_{name}_")]
+            module.register_buffer_list(name, own, persistent=False)
     if variant.kind == "compiled":
         module = torch.compile(module)
     seconds = time.perf_counter() - start
