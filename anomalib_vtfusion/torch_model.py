@@ -23,9 +23,11 @@ from anomalib_vtfusion.prompting import PromptSet
 # Share of the text in the training-free evidence; the network may use it as it likes.
 TEXT_WEIGHT = 0.15
 # Share of the learned residual that inference keeps. What a network learns from a few images is overconfident: half of
-# it beats all of it and none of it in AUPRO on most demo parts. Likewise half of the residual's mean over the image is
-# taken off: the network knows better where damage is than whether there is any.
+# it beats all of it and none of it in AUPRO on most demo parts.
 RESIDUAL_SHARE = 0.5
+# Share of the residual's mean over the image that inference takes off: the network knows better where damage is than
+# whether there is any.
+RESIDUAL_MEAN_SHARE = 0.5
 # Images encoded at once while the references are taken in.
 CHUNK = 16
 
@@ -220,7 +222,7 @@ class VTFusionModel(nn.Module):
             evidence = torch.cat([visual, evidence[:, -1:]], dim=1)
         residual = self.segmentation(fused, skip, evidence, guide)
         if not self.training:
-            residual = RESIDUAL_SHARE * (residual - 0.5 * residual.mean(dim=(2, 3), keepdim=True))
+            residual = RESIDUAL_SHARE * (residual - RESIDUAL_MEAN_SHARE * residual.mean(dim=(2, 3), keepdim=True))
         return resize_map(base, (residual.shape[-2], residual.shape[-1])) + residual
 
     def _training_keys(self) -> list[Tensor] | None:

@@ -71,8 +71,7 @@ def category_tables(sweep: Sweep, metrics: Sequence[str] = ("image_auroc", "pixe
         models = [model for model in sweep.models() if model in set(rows["model"])]
         title = f"{dataset}, {k}-shot: {METRICS[metric]} by category, %"
         means = rows[rows["category"] == OVERALL]
-        partial = {(row.model, OVERALL) for row in means.itertuples() if row.categories < means["categories"].max()}
-        tables.append(_table(title, models, [*categories, OVERALL], values, partial=partial))
+        tables.append(_table(title, models, [*categories, OVERALL], values, partial=_partial(means, "category")))
     return tables
 
 
@@ -112,8 +111,7 @@ def _by_shots(title: str, rows: pd.DataFrame, models: list[str], dataset: str, m
     values: dict[tuple[str, Any], tuple[float, float]] = {
         (row.model, row.k): (row.mean, row.std) for row in rows.itertuples()
     }
-    most = rows["categories"].max()
-    partial = {(row.model, row.k) for row in rows.itertuples() if row.categories < most}
+    partial = _partial(rows, "k")
     names = ", ".join(sorted({model for model, _ in partial}))
     note = f"Fewer categories than the others: {names}." if partial else ""
     table = _table(title, [m for m in models if m in set(rows["model"])], shots, values, note, partial)
@@ -143,6 +141,12 @@ def published_rows(dataset: str, metric: str, shots: Sequence[int]) -> list[list
                 texts = [f"{by_shot[k]:.1f}" if by_shot.get(k) is not None else "" for k in shots]
                 rows.append([f"{method} *(published)*", *texts])
     return rows
+
+
+def _partial(means: pd.DataFrame, column: str) -> set[tuple[str, Any]]:
+    """Model and ``column`` of the means over fewer categories than the others'."""
+    fewer = means[means["categories"] < means["categories"].max()]
+    return set(zip(fewer["model"], fewer[column], strict=True))
 
 
 def _table(

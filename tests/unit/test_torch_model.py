@@ -190,6 +190,20 @@ class TestTrainingMode:
         assert not any(module.training for module in model.encoder.modules())
 
 
+def test_inference_keeps_half_of_the_residual_less_half_of_its_mean(model, images):
+    residuals = []
+    handle = model.segmentation.register_forward_hook(lambda module, inputs, output: residuals.append(output))
+    prediction = predict(model, images)
+    handle.remove()
+    (residual,) = residuals
+    assert residual.std() > 1e-3
+    base = torch.nn.functional.interpolate(
+        prediction.base, size=residual.shape[-2:], mode="bilinear", align_corners=False
+    )
+    expected = base + 0.5 * residual - 0.25 * residual.mean(dim=(2, 3), keepdim=True)
+    torch.testing.assert_close(prediction.logits, expected)
+
+
 class TestSeed:
     def test_same_seed_same_network(self, cnn, images):
         first = build(cnn, seed=3)
