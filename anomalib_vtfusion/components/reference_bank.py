@@ -80,20 +80,23 @@ def nearest_distance(queries: Tensor, rows: Tensor, blocked: Tensor | None = Non
     Returns:
         ``(B, N)`` in ``[0, FARTHEST]``, the latter where every row is blocked.
     """
-    if not (torch.is_grad_enabled() and (queries.requires_grad or rows.requires_grad)):
-        return _distances(queries, rows, blocked).amin(dim=-1)
-    # Only the nearest row has a gradient, so the search itself runs without one and keeps no (B, N, R) tensor alive.
+    if not rows.requires_grad:
+        return -_similarities(queries, rows, blocked).amax(dim=1)
+    # Only the nearest row has a gradient, so the search itself runs without one and keeps no (B, R, N) tensor alive.
     with torch.no_grad():
-        nearest = _distances(queries, rows, blocked).argmin(dim=-1)
+        nearest = _similarities(queries, rows, blocked).argmax(dim=1)
     chosen = rows[nearest]
     return chosen.norm(dim=-1) - (queries * chosen).sum(dim=-1)
 
 
-def _distances(queries: Tensor, rows: Tensor, blocked: Tensor | None) -> Tensor:
-    """Weighted distances ``(B, N, R)``, `FARTHEST` where a row is blocked."""
-    # One plain matrix product: a batched one would copy the rows for every image.
-    distances = F.linear(queries.flatten(0, 1), -rows, rows.norm(dim=-1)).unflatten(0, (queries.shape[0], -1))
-    return distances if blocked is None else distances.masked_fill_(blocked[:, None, :], FARTHEST)
+def _similarities(queries: Tensor, rows: Tensor, blocked: Tensor | None) -> Tensor:
+    """Weighted distances with the sign turned round ``(B, R, N)``, ``-FARTHEST`` where a row is blocked."""
+    lengths = rows.norm(dim=-1)
+    if queries.is_cuda:  # convolutions round to TF32 there
+        found = (F.linear(queries.flatten(0, 1), rows) - lengths).unflatten(0, queries.shape[:2]).transpose(1, 2)
+    else:  # the same product as a 1x1 convolution, twice as fast on a CPU
+        found = F.conv2d(queries.transpose(1, 2)[..., None], rows[..., None, None], -lengths)[..., 0]
+    return found if blocked is None else found.masked_fill_(blocked[:, :, None], -FARTHEST)
 
 
 class ReferenceBank(VariableBuffers):

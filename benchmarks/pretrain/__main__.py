@@ -1,4 +1,4 @@
-"""Train ``vtfusion-tiny`` from scratch: class names, then inspection, then the prior of VTFusion's own network.
+"""Train ``vtfusion-tiny``: class names, then inspection, then the prior of VTFusion's own network.
 
 Writes checkpoints, logs (``names.jsonl``, ``inspection.jsonl``, ``prior.jsonl``), the encoder with its prior in
 open_clip's local-dir format (``vtfusion-tiny``, after every checkpoint) and the zero-shot check (``zero_shot.json``)
@@ -25,7 +25,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--photographs", type=Path, required=True, help="images named <synset>_<class>.JPEG")
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints, logs and decoded images")
     parser.add_argument("--minutes", type=float, default=100, help="minutes of training in all")
-    parser.add_argument("--names-part", type=float, default=0.35, help="part of the time for the stage on class names")
+    first = parser.add_mutually_exclusive_group()
+    first.add_argument("--names-part", type=float, default=0.35, help="part of the time for the stage on class names")
+    first.add_argument("--start-from", type=Path, help="folder of a trained encoder to go on from, without that stage")
     parser.add_argument("--prior-part", type=float, default=0.2, help="part of the time for the stage on small tasks")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --output")
     parser.add_argument("--seed", type=int, default=0)

@@ -11,7 +11,7 @@ from anomalib_vtfusion import prompting
 from anomalib_vtfusion.synthesis import AnomalySynthesizer
 from benchmarks.pretrain import losses
 from benchmarks.pretrain.batches import names_batch, paired_crops, photometric, uniform
-from benchmarks.pretrain.config import StageConfig
+from benchmarks.pretrain.config import TEMPLATES, StageConfig
 from benchmarks.pretrain.procedural import KINDS, product_pairs, uneven_light
 from benchmarks.pretrain.sources import Corpus
 from benchmarks.pretrain.train import (
@@ -60,6 +60,7 @@ def words_of_training(class_names: tuple[str, ...]) -> list[str]:
     names = (*class_names, *GENERIC_NAMES, *KINDS.values())
     return [
         *(f"a photo of a {name}." for name in names),
+        *TEMPLATES,
         *prompting.TEMPLATES,
         *(state.format("object") for state in (*prompting.NORMAL_STATES, *prompting.ANOMALOUS_STATES)),
         *prompting.DEFECT_TEMPLATES,
@@ -117,10 +118,10 @@ class InspectionObjective(Objective):
     """Names, states, defect words, defect masks and matching in one loss.
 
     Args:
-        encoder: open_clip model with the token table of ``vocabulary``; it is widened to this stage's words.
+        encoder: open_clip model with the token table of ``vocabulary``; it is brought to this stage's words.
         corpus: Image pools.
         stage: Settings; ``stage.batch`` products are drawn in a step at ``stage.size`` pixels.
-        vocabulary: Vocabulary of the encoder.
+        vocabulary: Vocabulary of the encoder; None for the full table.
         names_images: Images for the class-name contrast, at 64 px.
     """
 
@@ -131,7 +132,7 @@ class InspectionObjective(Objective):
         encoder: open_clip.CustomTextCLIP,
         corpus: Corpus,
         stage: StageConfig,
-        vocabulary: Vocabulary,
+        vocabulary: Vocabulary | None,
         names_images: int = 32,
     ) -> None:
         super().__init__()
@@ -141,7 +142,8 @@ class InspectionObjective(Objective):
         self.names_images = names_images
         self.context_length = encoder.text.context_length
         wanted = tokenize(words_of_training(corpus.class_names), self.context_length)
-        self.vocabulary = Vocabulary(torch.cat([vocabulary.ids, wanted.flatten()]))
+        known = vocabulary.ids if vocabulary else wanted.new_empty(0)
+        self.vocabulary = Vocabulary(torch.cat([known, wanted.flatten()]))
         shrink_embedding(encoder, self.vocabulary, vocabulary)
         self.texts = Texts(corpus.class_names, self.context_length, self.vocabulary)
         self.stage = stage

@@ -1,6 +1,7 @@
 """The pretraining recipe: sources, losses, a run of a few steps, resuming and export."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from anomalib_vtfusion import prompting
 from anomalib_vtfusion.components.encoders import ImageFeatures, VisionTextEncoder
@@ -18,6 +20,7 @@ from benchmarks.pretrain import losses
 from benchmarks.pretrain.batches import crops_alike, names_batch, paired_crops
 from benchmarks.pretrain.config import StageConfig, encoder_config
 from benchmarks.pretrain.evaluate import auroc, list_category, patch_nearest_neighbour
+from benchmarks.pretrain.export import CONFIG_NAME, WEIGHTS_NAME
 from benchmarks.pretrain.inspection import FAMILY_PHRASES
 from benchmarks.pretrain.procedural import product_pairs
 from benchmarks.pretrain.recipe import FOLDER, train
@@ -205,6 +208,24 @@ def test_resuming_gives_the_same_weights(corpus: Corpus, uninterrupted: Path, tm
         assert found["step"] == expected["step"]
         for name, value in expected["average"].items():
             assert torch.equal(found["average"][name], value), name
+
+
+def test_going_on_from_an_encoder_keeps_what_it_knows(corpus: Corpus, uninterrupted: Path, tmp_path: Path) -> None:
+    still = (NAMES, replace(INSPECTION, steps=1, learning_rate=0.0), replace(PRIOR, steps=1))
+    train(corpus, still, tmp_path, start=uninterrupted / FOLDER)
+    assert not (tmp_path / "names.pt").exists()
+    expected, found = (load_file(folder / FOLDER / WEIGHTS_NAME) for folder in (uninterrupted, tmp_path))
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        if "running_" not in name and "num_batches" not in name:  # statistics of the one batch it saw
+            assert torch.equal(found[name], value), name
+
+
+def test_an_encoder_built_otherwise_is_refused(corpus: Corpus, uninterrupted: Path, tmp_path: Path) -> None:
+    config = encoder_config(embed_dim=64)
+    (tmp_path / CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"'embed_dim': 64.* but the recipe trains .*'embed_dim': 192"):
+        train(corpus, STAGES, tmp_path / "run", start=tmp_path)
 
 
 def test_export_loads_in_open_clip(uninterrupted: Path) -> None:
