@@ -28,12 +28,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     first = parser.add_mutually_exclusive_group()
     first.add_argument("--names-part", type=float, default=0.35, help="part of the time for the stage on class names")
     first.add_argument("--start-from", type=Path, help="folder of a trained encoder to go on from, without that stage")
-    parser.add_argument("--prior-part", type=float, default=0.2, help="part of the time for the stage on small tasks")
+    parser.add_argument(
+        "--prior-part",
+        type=float,
+        default=0.2,
+        help="part of the time for the stage on small tasks; 1 with --start-from leaves the encoder as it is",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --output")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes that train together, each with its batch")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
-    return parser.parse_args(arguments)
+    found = parser.parse_args(arguments)
+    if found.prior_part >= 1 and found.start_from is None:
+        parser.error("--prior-part 1 leaves no time for an encoder; give one with --start-from")
+    return found
 
 
 def main(arguments: list[str] | None = None) -> None:

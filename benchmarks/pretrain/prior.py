@@ -52,7 +52,7 @@ class PriorObjective(Objective):
 
     def __init__(self, encoder: VisionTextEncoder, corpus: Corpus, stage: StageConfig) -> None:
         super().__init__()
-        model = VTFusionModel(encoder, bank_size=1024)
+        model = VTFusionModel(encoder, bank_size=1024, prior=True)
         self._model = (model,)  # not a child: its bank changes in size and belongs to the task
         self.encoder = Parameters(trained_parameters(model))
         self.corpus, self.stage = corpus, stage
@@ -131,7 +131,7 @@ def train_prior(
     device: torch.device,
     resume: bool = False,
 ) -> Path:
-    """Learn a prior for an encoder and write it beside the encoder's weights.
+    """Learn a prior for an encoder and write it beside the encoder's weights; one that lies there is gone on from.
 
     Args:
         folder: Encoder in open_clip's local-dir format.

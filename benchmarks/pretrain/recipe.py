@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -13,19 +15,21 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from anomalib_vtfusion.components.encoder_weights import PRIOR_NAME
+from benchmarks.pretrain import workers
 from benchmarks.pretrain.config import StageConfig, encoder_config
 from benchmarks.pretrain.export import CONFIG_NAME, WEIGHTS_NAME, export_encoder
 from benchmarks.pretrain.inspection import InspectionObjective
 from benchmarks.pretrain.prior import train_prior
 from benchmarks.pretrain.sources import Corpus, load_corpus
-from benchmarks.pretrain.train import NamesObjective, Objective, Vocabulary, create_encoder, run_stage
+from benchmarks.pretrain.train import NamesObjective, Vocabulary, create_encoder, run_stage
 
 FOLDER = "vtfusion-tiny"
 
 
 def train(
     corpus: Corpus,
-    stages: tuple[StageConfig, StageConfig, StageConfig],
+    stages: tuple[StageConfig | None, StageConfig | None, StageConfig],
     output: Path,
     *,
     seed: int = 0,
@@ -36,11 +40,12 @@ def train(
 
     Args:
         corpus: Image pools.
-        stages: Settings of the stages "names", "inspection" and "prior".
+        stages: Settings of the stages "names", "inspection" and "prior"; with ``start``, the first is not needed, and
+            None for the second leaves the encoder as it is.
         output: Folder for checkpoints, logs and the encoder.
         seed: Seed of weights and batches.
         resume: Go on from the checkpoints in ``output``.
-        start: Folder of a trained encoder to go on from, in place of the stage "names".
+        start: Folder of a trained encoder, maybe with a prior, to go on from.
 
     Returns:
         Folder of the encoder in open_clip's local-dir format.
@@ -49,57 +54,72 @@ def train(
         ValueError: If the encoder in ``start`` is built otherwise.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = encoder_config()
-    torch.manual_seed(seed)
-    encoder = create_encoder(config).to(memory_format=torch.channels_last)
-
-    def run(objective: Objective, stage: StageConfig, number: int, after: Callable) -> nn.Module:
-        return run_stage(
-            objective, stage, output, seed=seed + number, device=device, resume=resume, after_checkpoint=after
-        )
-
-    vocabulary: Vocabulary | None = None
-    if start is None:
-        names = NamesObjective(encoder, corpus, stages[0])
-        vocabulary = names.texts.vocabulary
-
-        def export_names(average: nn.Module, step: int) -> None:  # noqa: ARG001
-            export_encoder(average, names.texts.vocabulary.ids, config, output / FOLDER)
-
-        encoder = cast("open_clip.CustomTextCLIP", run(names, stages[0], 0, export_names))
-        encoder.cpu().requires_grad_(requires_grad=True)
-    else:
-        load_encoder(encoder, config, start)
-    torch.manual_seed(seed + 1)
-    inspection = InspectionObjective(encoder, corpus, stages[1], vocabulary)
-
-    def export(average: nn.Module, step: int) -> None:  # noqa: ARG001
-        export_encoder(average, inspection.vocabulary.ids, config, output / FOLDER)
-
-    run(inspection, stages[1], 1, export)
-    train_prior(output / FOLDER, corpus, stages[2], output, seed=seed + 2, device=device, resume=resume)
+    names, inspection, prior = stages
+    if start is not None:
+        take_over(start, output / FOLDER)
+    if inspection is not None:
+        run = functools.partial(run_stage, output=output, device=device, resume=resume)
+        train_encoder(corpus, names if start is None else None, inspection, output / FOLDER, seed, run)
+    train_prior(output / FOLDER, corpus, prior, output, seed=seed + 2, device=device, resume=resume)
     return output / FOLDER
 
 
-def load_encoder(encoder: nn.Module, config: dict, folder: Path) -> None:
-    """Take the weights of an encoder in open_clip's local-dir format."""
-    found = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    if found["model_cfg"] != config["model_cfg"]:
-        raise ValueError(f"{folder} holds {found['model_cfg']}, but the recipe trains {config['model_cfg']}.")
-    encoder.load_state_dict(load_file(folder / WEIGHTS_NAME))
+def train_encoder(
+    corpus: Corpus,
+    names: StageConfig | None,
+    inspection: StageConfig,
+    folder: Path,
+    seed: int,
+    run: Callable[..., nn.Module],
+) -> None:
+    """Train the towers and export them to ``folder``, without ``names`` from the encoder that lies there."""
+    config = encoder_config()
+    torch.manual_seed(seed)
+    encoder = create_encoder(config).to(memory_format=torch.channels_last)
+    vocabulary: Vocabulary | None = None
+
+    def export(average: nn.Module, step: int, vocabulary: Vocabulary) -> None:  # noqa: ARG001
+        export_encoder(average, vocabulary.ids, config, folder)
+
+    if names is None:
+        encoder.load_state_dict(load_file(folder / WEIGHTS_NAME))
+    else:
+        first = NamesObjective(encoder, corpus, names)
+        vocabulary = first.texts.vocabulary
+        after = functools.partial(export, vocabulary=vocabulary)
+        encoder = cast("open_clip.CustomTextCLIP", run(first, names, seed=seed, after_checkpoint=after))
+        encoder.cpu().requires_grad_(requires_grad=True)
+    torch.manual_seed(seed + 1)
+    second = InspectionObjective(encoder, corpus, inspection, vocabulary)
+    after = functools.partial(export, vocabulary=second.vocabulary)
+    run(second, inspection, seed=seed + 1, after_checkpoint=after)
+
+
+def take_over(start: Path, folder: Path) -> None:
+    """Copy an encoder in open_clip's local-dir format, and its prior where it has one."""
+    found = json.loads((start / CONFIG_NAME).read_text(encoding="utf-8"))["model_cfg"]
+    wanted = encoder_config()["model_cfg"]
+    if found != wanted:
+        raise ValueError(f"{start} holds {found}, but the recipe trains {wanted}.")
+    if workers.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (CONFIG_NAME, WEIGHTS_NAME, PRIOR_NAME):
+            if (start / name).exists():
+                shutil.copyfile(start / name, folder / name)
+    workers.wait_for_all()
 
 
 def work(args: argparse.Namespace) -> None:
     """Train in one process."""
     torch.set_num_threads(args.threads)
     names_part = 0 if args.start_from else args.names_part
-    parts = names_part, 1 - names_part - args.prior_part, args.prior_part
-    boxes = [args.minutes * part for part in parts]
-    stages = (
-        StageConfig("names", 20_000, boxes[0], size=64, batch=96, learning_rate=2e-3),
-        StageConfig("inspection", 20_000, boxes[1], size=128, batch=10, learning_rate=1e-3),
-        StageConfig("prior", 20_000, boxes[2], size=160, batch=8, learning_rate=1e-3),
+    inspection_part = 1 - names_part - args.prior_part
+    names = StageConfig("names", 20_000, args.minutes * names_part, size=64, batch=96, learning_rate=2e-3)
+    inspection = StageConfig(
+        "inspection", 20_000, args.minutes * inspection_part, size=128, batch=10, learning_rate=1e-3
     )
+    prior = StageConfig("prior", 20_000, args.minutes * args.prior_part, size=160, batch=8, learning_rate=1e-3)
+    stages = (names, inspection if inspection_part > 0 else None, prior)
     train(read_corpus(args), stages, args.output, seed=args.seed, resume=args.resume, start=args.start_from)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from anomalib_vtfusion import prompting
+from anomalib_vtfusion.components.encoder_weights import PRIOR_NAME
 from anomalib_vtfusion.components.encoders import ImageFeatures, VisionTextEncoder
 from anomalib_vtfusion.components.prior import trained_parameters
 from anomalib_vtfusion.synthesis import FAMILIES
@@ -219,6 +220,17 @@ def test_going_on_from_an_encoder_keeps_what_it_knows(corpus: Corpus, uninterrup
     for name, value in expected.items():
         if "running_" not in name and "num_batches" not in name:  # statistics of the one batch it saw
             assert torch.equal(found[name], value), name
+
+
+def test_the_prior_alone_goes_on_from_what_lies_there(corpus: Corpus, uninterrupted: Path, tmp_path: Path) -> None:
+    train(corpus, (None, None, replace(PRIOR, steps=1, learning_rate=0.0)), tmp_path, start=uninterrupted / FOLDER)
+    before, after = uninterrupted / FOLDER, tmp_path / FOLDER
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        assert (after / name).read_bytes() == (before / name).read_bytes()
+    expected, found = load_file(before / PRIOR_NAME), load_file(after / PRIOR_NAME)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
 
 
 def test_an_encoder_built_otherwise_is_refused(corpus: Corpus, uninterrupted: Path, tmp_path: Path) -> None:
