@@ -22,6 +22,8 @@ from open_clip.transformer import AttentionalPooler, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anomalib_vtfusion.components.encoder_attention import keep_tokens_in_place
+
 
 class ImageTower(nn.Module):
     """Base of the three kinds.
@@ -81,6 +83,10 @@ class ViTTower(ImageTower):
     """``open_clip``'s own vision transformer; layers are its blocks."""
 
     visual: VisionTransformer
+
+    def __init__(self, visual: VisionTransformer, layers: Sequence[int] | None, image_size: tuple[int, int]) -> None:
+        super().__init__(visual, layers, image_size)
+        keep_tokens_in_place(self.visual.transformer.resblocks)
 
     @property
     def num_layers(self) -> int:

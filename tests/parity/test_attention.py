@@ -1,8 +1,9 @@
-"""Cross-attention against torch's own multi-head attention with the same weights."""
+"""Attention against torch's own multi-head attention with the same weights."""
 
 import torch
 from torch import nn
 
+from anomalib_vtfusion.components.encoder_attention import SelfAttention
 from anomalib_vtfusion.components.fusion import CrossAttention, FusionLayer
 
 
@@ -36,6 +37,15 @@ def test_cross_attention():
     key = attention.norm_context(context)
     expected, _ = oracle(attention)(attention.norm_query(tokens), key, key)
     torch.testing.assert_close(attention(tokens, context), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_self_attention_of_a_vit():
+    reference = randomised(nn.MultiheadAttention(24, 4, batch_first=True))
+    attention = SelfAttention(reference)
+    assert attention.state_dict().keys() == reference.state_dict().keys()
+    tokens = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(1))
+    expected, _ = reference(tokens, tokens, tokens)
+    torch.testing.assert_close(attention(tokens, tokens, tokens)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_fusion_layer_lets_the_text_read_first():
