@@ -21,6 +21,7 @@ from anomalib.models.image.winclip import torch_model as winclip
 from open_clip import list_models
 from PIL import Image
 from torch import nn
+from torchvision.transforms.v2 import Resize
 
 from anomalib_vtfusion import VTFusion
 from anomalib_vtfusion.components.encoder_weights import load_clip
@@ -185,25 +186,26 @@ def make_in_process(job: Job) -> dict[str, Any]:
 
 def _export(job: Job, kind: ExportType) -> Path:
     model: Any = VTFusion.load_from_checkpoint(job.checkpoint)
+    size = model.model.encoder.image_size
     quantized = job.compression == CompressionType.INT8_PTQ.value
     path = _engine(job).export(
         model,
         kind,
         export_root=job.target,
-        input_size=None if kind == ExportType.TORCH else model.model.encoder.image_size,
+        input_size=None if kind == ExportType.TORCH else size,
         compression_type=CompressionType(job.compression) if job.compression else None,
-        datamodule=_datamodule(Path(job.folder), calibrate=True) if quantized else None,
+        datamodule=_datamodule(Path(job.folder), calibrate=size) if quantized else None,
     )
     if path is None:
         raise RuntimeError(f"Anomalib exported nothing as {kind.value}.")
     return path
 
 
-def _datamodule(folder: Path, *, calibrate: bool = False) -> MVTecAD:
+def _datamodule(folder: Path, *, calibrate: tuple[int, int] | None = None) -> MVTecAD:
     # Quantization takes its calibration images from validation data; there a normal training image is what it is for.
-    split: dict[str, Any] = (
-        {"val_split_mode": "from_train", "val_split_ratio": 0.5} if calibrate else {"val_split_mode": "none"}
-    )
+    split: dict[str, Any] = {"val_split_mode": "none"}
+    if calibrate is not None:
+        split = {"val_split_mode": "from_train", "val_split_ratio": 0.5, "val_augmentations": Resize(calibrate)}
     return MVTecAD(root=folder / "parts", category=CATEGORY, num_workers=0, eval_batch_size=8, **split)
 
 
