@@ -162,8 +162,9 @@ class Worker:
         """Answer a request.
 
         ``{"do": "time", "batch": b, "repeats": r}`` gives milliseconds an image on the clock and on the processor of
-        the fastest of ``r`` batches, or of as many as begin within `ENOUGH_SECONDS`; ``{"do": "many", "count": n}`` the mean over n images one by one, and the memory
-        held afterwards; ``{"do": "scores"}`` the scores of all images; ``{"do": "memory"}`` load time and memory.
+        the fastest of ``r`` batches, or of as many as begin within `ENOUGH_SECONDS`; ``{"do": "many", "count": n}`` the
+        mean over n images one by one, and the memory held afterwards; ``{"do": "scores"}`` the scores of all images;
+        ``{"do": "memory"}`` load time and memory.
 
         Raises:
             ValueError: If the request is unknown.
