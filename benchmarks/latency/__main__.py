@@ -48,9 +48,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--rounds", type=int, default=15, help="rounds at each batch size (default: 15)")
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="batches a round, the fastest counts; less of slow ones"
-    )
+    parser.add_argument("--repeats", type=int, default=3, help="batches a round, the fastest counts; less of slow ones")
     parser.add_argument("--steps", type=int, default=0, help="optimiser steps of VTFusion's fit (default: 0)")
     parser.add_argument("--references", nargs="+", type=int, default=[1, 4, 16, 64], help="numbers k to compare")
     parser.add_argument("--images", nargs="+", type=int, default=[10, 100, 1000], help="numbers of images to compare")
