@@ -12,6 +12,8 @@ CENTRING = 0.3
 NEIGHBOURS = 32
 SPACING_POWER = 0.5
 SPACING_BOUNDS = (0.25, 4.0)
+# Rows whose neighbours are looked for at once.
+CHUNK = 2048
 # No weighted distance is larger: the largest weight times the largest cosine distance.
 FARTHEST = 2 * SPACING_BOUNDS[0] ** -SPACING_POWER
 # Share of an image's own mean distance that is taken off its distances: light or focus moves all of them alike, but a
@@ -64,8 +66,9 @@ def spacing_weights(rows: Tensor) -> Tensor:
     count = min(NEIGHBOURS, len(rows) - 1)
     if count == 0:
         return rows.new_ones(len(rows))
-    nearest = (1 - rows @ rows.t()).topk(count + 1, dim=1, largest=False).values  # the first is the row itself
-    spacing = nearest[:, 1:].mean(dim=1).clamp_min(1e-4)
+    # The nearest of all is the row itself. A part of the rows at a time: memory must not grow with their square.
+    nearest = [(chunk @ rows.t()).topk(count + 1, dim=1).values[:, 1:] for chunk in rows.split(CHUNK)]
+    spacing = (1 - torch.cat(nearest).mean(dim=1)).clamp_min(1e-4)
     return (spacing / spacing.mean()).clamp(*SPACING_BOUNDS).pow(-SPACING_POWER)
 
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from anomalib_vtfusion.components import reference_bank
 from anomalib_vtfusion.components.reference_bank import (
     FARTHEST,
     ReferenceBank,
@@ -130,7 +131,9 @@ class TestSpacingWeights:
         weights = spacing_weights(torch.cat([crowd, scattered]))
         assert weights[:40].min() > 1 > weights[40:].median()
 
-    def test_is_the_root_of_the_mean_distance_to_the_neighbours(self):
+    @pytest.mark.parametrize("chunk", [7, 1000])
+    def test_is_the_root_of_the_mean_distance_to_the_neighbours(self, chunk, monkeypatch):
+        monkeypatch.setattr(reference_bank, "CHUNK", chunk)
         rows = unit(50, 6)
         distances = [[float(1 - row @ other) for o, other in enumerate(rows) if o != r] for r, row in enumerate(rows)]
         spacing = torch.tensor([sum(sorted(to_others)[:32]) / 32 for to_others in distances])
