@@ -45,9 +45,9 @@ FAMILY_PHRASES: dict[str, tuple[str, ...]] = {
 
 # Sides of the images of a step, in parts of the stage's size; there are fewer of the larger ones, so that every step
 # takes about as long. Real parts are seen at every scale.
-SCALES = (0.75, 1.0, 1.5)
+SCALES = (0.75, 1.0, 1.5, 2.0)
 # How often a product comes from each pool or is rendered.
-SHARES = {"textures": 0.28, "photographs": 0.22, "tiny-imagenet": 0.08, "procedural": 0.42}
+SHARES = {"textures": 0.28, "photographs": 0.32, "tiny-imagenet": 0.05, "procedural": 0.35}
 # Weights of the parts of the loss.
 WEIGHTS = {"match": 2.0, "rank": 1.0, "mask": 0.5, "phrase": 0.5, "names": 0.5}
 WEIGHTS |= {"state": 1.0, "dense": 1.0, "order": 1.0}
@@ -133,7 +133,7 @@ class InspectionObjective(Objective):
         corpus: Corpus,
         stage: StageConfig,
         vocabulary: Vocabulary | None,
-        names_images: int = 32,
+        names_images: int = 16,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -149,7 +149,7 @@ class InspectionObjective(Objective):
         self.stage = stage
         self.products = ProductBatch(corpus)
         # At the stage's size the smallest defects are a few pixels and the faintest hard to see, as real ones are.
-        self.synthesizer = AnomalySynthesizer(area=(0.0015, 0.08), strength=(0.25, 1.0), clean_fraction=0.3)
+        self.synthesizer = AnomalySynthesizer(area=(0.0015, 0.08), strength=(0.25, 1.0), clean_fraction=0.2)
         reductions = {
             info["reduction"]: (i, info["num_chs"]) for i, info in enumerate(encoder.visual.trunk.feature_info)
         }
@@ -171,14 +171,12 @@ class InspectionObjective(Objective):
         pictures = pictures + noise * torch.randn(pictures.shape, generator=generator)
         maps, tokens, pooled = self._image(pictures.to(device))
         masks, labels = damaged.masks.to(device), damaged.labels.to(device)
-        count = len(queries)
-
         parts = self._matching(maps, masks, labels)
+        # Without a reference to look at, every reference is one more flawless image, of the same products.
+        masks, labels = torch.cat([masks, torch.zeros_like(masks)]), torch.cat([labels, torch.zeros_like(labels)])
         pairs = zip(self.heads, maps, strict=True)
-        parts["mask"] = torch.stack(
-            [losses.mask_loss(head(features[:count]), masks) for head, features in pairs]
-        ).mean()
-        parts |= self._words(names, damaged.families, tokens[:count], pooled[:count], masks, labels, generator)
+        parts["mask"] = torch.stack([losses.mask_loss(head(features), masks) for head, features in pairs]).mean()
+        parts |= self._words(names, damaged.families, tokens, pooled, masks, labels, generator)
         parts["names"] = self._names(generator, device)
         loss = torch.stack([WEIGHTS[name] * value for name, value in parts.items()]).sum()
         return loss, {name: value.item() for name, value in parts.items()}
@@ -214,7 +212,17 @@ class InspectionObjective(Objective):
         labels: Tensor,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """State of the image, state of every location, and the word for the defect."""
+        """State of the image, state of every location, and the word for the defect.
+
+        Args:
+            names: Name of each of ``N`` products.
+            families: Synthetic family drawn on each query.
+            tokens: Dense tokens of queries and references ``(2N, D, h, w)``.
+            pooled: Pooled vectors of the same ``(2N, D)``.
+            masks: Defect masks of the same ``(2N, 1, H, W)``, zero for references.
+            labels: 1 for damaged images ``(2N,)``.
+            generator: Source of the choice of prompts.
+        """
 
         def pick(options: tuple[str, ...]) -> str:
             return options[int(torch.randint(len(options), (1,), generator=generator))]
@@ -229,7 +237,7 @@ class InspectionObjective(Objective):
         vectors = encode_text(self.encoder, ids.to(tokens.device))
         normal_vectors, anomalous_vectors, phrase_vectors = vectors.split([len(own), len(own), len(phrases)])
         scale = self.encoder.logit_scale.exp().clamp(max=100)
-        direction = scale * (anomalous_vectors - normal_vectors)
+        direction = scale * (anomalous_vectors - normal_vectors).repeat(2, 1)
         positives = torch.zeros(len(own), len(phrases))
         for row, family in enumerate(families):
             for phrase in FAMILY_PHRASES.get(family, ()):
@@ -241,12 +249,12 @@ class InspectionObjective(Objective):
             "state": losses.balanced_bce((pooled * direction).sum(1), labels, 1 - labels),
             "dense": losses.mask_loss(dense, masks),
             "order": losses.ranking_loss(dense, labels, top=1),
-            "phrase": losses.any_of_loss(scale * pooled @ phrase_vectors.T, positives.to(tokens.device)),
+            "phrase": losses.any_of_loss(scale * pooled[: len(own)] @ phrase_vectors.T, positives.to(tokens.device)),
         }
 
     def _names(self, generator: torch.Generator, device: torch.device) -> Tensor:
         images, labels = names_batch(self.corpus.training, self.names_images, 64, generator)
-        classes, targets = losses.candidate_classes(labels, len(self.corpus.class_names), 96, generator)
+        classes, targets = losses.candidate_classes(labels, len(self.corpus.class_names), 48, generator)
         images = self.normalise(images.to(device)).contiguous(memory_format=torch.channels_last)
         vectors = F.normalize(self.encoder.visual(images).float(), dim=1)
         texts = encode_text(self.encoder, self.texts.draw(classes, generator).to(device))

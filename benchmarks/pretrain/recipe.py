@@ -116,7 +116,7 @@ def work(args: argparse.Namespace) -> None:
     inspection_part = 1 - names_part - args.prior_part
     names = StageConfig("names", 20_000, args.minutes * names_part, size=64, batch=96, learning_rate=2e-3)
     inspection = StageConfig(
-        "inspection", 20_000, args.minutes * inspection_part, size=128, batch=10, learning_rate=1e-3
+        "inspection", 20_000, args.minutes * inspection_part, size=128, batch=12, learning_rate=1e-3
     )
     prior = StageConfig("prior", 20_000, args.minutes * args.prior_part, size=160, batch=8, learning_rate=1e-3)
     stages = (names, inspection if inspection_part > 0 else None, prior)
