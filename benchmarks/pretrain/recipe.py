@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from anomalib_vtfusion.components.encoder_weights import PRIOR_NAME
+from anomalib_vtfusion.components.encoders import VisionTextEncoder
+from anomalib_vtfusion.components.prior import save_prior
 from benchmarks.pretrain import workers
 from benchmarks.pretrain.config import StageConfig, encoder_config
 from benchmarks.pretrain.export import CONFIG_NAME, WEIGHTS_NAME, export_encoder
@@ -60,6 +62,8 @@ def train(
     if inspection is not None:
         run = functools.partial(run_stage, output=output, device=device, resume=resume)
         train_encoder(corpus, names if start is None else None, inspection, output / FOLDER, seed, run)
+        if start is not None:
+            hand_on_prior(output / FOLDER)
     train_prior(output / FOLDER, corpus, prior, output, seed=seed + 2, device=device, resume=resume)
     return output / FOLDER
 
@@ -107,6 +111,16 @@ def take_over(start: Path, folder: Path) -> None:
             if (start / name).exists():
                 shutil.copyfile(start / name, folder / name)
     workers.wait_for_all()
+
+
+def hand_on_prior(folder: Path) -> None:
+    """Let the prior of the encoder's former weights be where the stage "prior" starts from.
+
+    It still fits the features of an encoder that has only gone on: see "A prior for a changed encoder" in the notes.
+    """
+    path = folder / PRIOR_NAME
+    if workers.rank() == 0 and path.exists():
+        save_prior(load_file(path), path, VisionTextEncoder(f"local-dir:{folder}").weights_hash)
 
 
 def work(args: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from benchmarks.pretrain.batches import crops_alike, names_batch, paired_crops
 from benchmarks.pretrain.config import StageConfig, encoder_config
 from benchmarks.pretrain.evaluate import auroc, list_category, patch_nearest_neighbour
 from benchmarks.pretrain.export import CONFIG_NAME, WEIGHTS_NAME
-from benchmarks.pretrain.inspection import FAMILY_PHRASES
+from benchmarks.pretrain.inspection import FAMILY_PHRASES, InspectionObjective
 from benchmarks.pretrain.procedural import product_pairs
 from benchmarks.pretrain.recipe import FOLDER, train
 from benchmarks.pretrain.sources import Corpus, load_corpus
@@ -116,6 +116,25 @@ def test_rendered_products_come_in_pairs() -> None:
 def test_every_family_has_words_of_the_prompt_builder() -> None:
     assert set(FAMILY_PHRASES) == set(FAMILIES)
     assert {phrase for phrases in FAMILY_PHRASES.values() for phrase in phrases} <= set(prompting.DEFECTS)
+
+
+def test_references_count_as_flawless_images(corpus: Corpus) -> None:
+    torch.manual_seed(0)
+    objective = InspectionObjective(create_encoder(encoder_config()), corpus, INSPECTION, None)
+    tokens = torch.nn.functional.normalize(torch.randn(4, 192, 2, 2), dim=1)
+    masks, labels = torch.zeros(4, 1, 8, 8), torch.tensor([1.0, 0.0, 0.0, 0.0])
+    masks[0, :, :4, :4] = 1
+
+    def found(references: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen = torch.cat([tokens[:2], references])
+        pooled = torch.nn.functional.normalize(seen.mean((2, 3)), dim=1)
+        generator = torch.Generator().manual_seed(1)  # the same prompts
+        return objective._words(["a", "b"], ("crack", "clean"), seen, pooled, masks, labels, generator)
+
+    ahead, opposite = found(tokens[2:]), found(-tokens[2:])
+    assert torch.equal(ahead["phrase"], opposite["phrase"])  # the word for a defect is asked of queries alone
+    for part in ("state", "dense", "order"):
+        assert not torch.isclose(ahead[part], opposite[part]), part
 
 
 def test_candidates_hold_every_label() -> None:
@@ -231,6 +250,17 @@ def test_the_prior_alone_goes_on_from_what_lies_there(corpus: Corpus, uninterrup
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
+
+
+def test_a_changed_encoder_goes_on_from_its_former_prior(corpus: Corpus, uninterrupted: Path, tmp_path: Path) -> None:
+    stages = (None, replace(INSPECTION, steps=1), replace(PRIOR, steps=1, learning_rate=0.0))
+    train(corpus, stages, tmp_path, start=uninterrupted / FOLDER)
+    before, after = uninterrupted / FOLDER, tmp_path / FOLDER
+    assert (after / WEIGHTS_NAME).read_bytes() != (before / WEIGHTS_NAME).read_bytes()
+    expected, found = load_file(before / PRIOR_NAME), load_file(after / PRIOR_NAME)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    assert VTFusionModel(VisionTextEncoder(f"local-dir:{after}", image_size=64), prior=True).has_prior
 
 
 def test_an_encoder_built_otherwise_is_refused(corpus: Corpus, uninterrupted: Path, tmp_path: Path) -> None:
