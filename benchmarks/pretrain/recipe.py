@@ -42,8 +42,8 @@ def train(
 
     Args:
         corpus: Image pools.
-        stages: Settings of the stages "names", "inspection" and "prior"; with ``start``, the first is not needed, and
-            None for the second leaves the encoder as it is.
+        stages: Settings of the stages "names", "inspection" and "prior"; with ``start``, the first is None, and None
+            for the second leaves the encoder as it is.
         output: Folder for checkpoints, logs and the encoder.
         seed: Seed of weights and batches.
         resume: Go on from the checkpoints in ``output``.
@@ -53,15 +53,17 @@ def train(
         Folder of the encoder in open_clip's local-dir format.
 
     Raises:
-        ValueError: If the encoder in ``start`` is built otherwise.
+        ValueError: If the encoder in ``start`` is built otherwise, or the first stage is given beside it.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     names, inspection, prior = stages
+    if (names is None) == (start is None):
+        raise ValueError('Give either the stage "names" or a trained encoder to start from, not both or neither.')
     if start is not None:
         take_over(start, output / FOLDER)
     if inspection is not None:
         run = functools.partial(run_stage, output=output, device=device, resume=resume)
-        train_encoder(corpus, names if start is None else None, inspection, output / FOLDER, seed, run)
+        train_encoder(corpus, names, inspection, output / FOLDER, seed, run)
         if start is not None:
             hand_on_prior(output / FOLDER)
     train_prior(output / FOLDER, corpus, prior, output, seed=seed + 2, device=device, resume=resume)
@@ -133,7 +135,7 @@ def work(args: argparse.Namespace) -> None:
         "inspection", 20_000, args.minutes * inspection_part, size=128, batch=12, learning_rate=1e-3
     )
     prior = StageConfig("prior", 20_000, args.minutes * args.prior_part, size=160, batch=8, learning_rate=1e-3)
-    stages = (names, inspection if inspection_part > 0 else None, prior)
+    stages = (None if args.start_from else names, inspection if inspection_part > 0 else None, prior)
     train(read_corpus(args), stages, args.output, seed=args.seed, resume=args.resume, start=args.start_from)
 
 

@@ -231,7 +231,7 @@ def test_resuming_gives_the_same_weights(corpus: Corpus, uninterrupted: Path, tm
 
 
 def test_going_on_from_an_encoder_keeps_what_it_knows(corpus: Corpus, uninterrupted: Path, tmp_path: Path) -> None:
-    still = (NAMES, replace(INSPECTION, steps=1, learning_rate=0.0), replace(PRIOR, steps=1))
+    still = (None, replace(INSPECTION, steps=1, learning_rate=0.0), replace(PRIOR, steps=1))
     train(corpus, still, tmp_path, start=uninterrupted / FOLDER)
     assert not (tmp_path / "names.pt").exists()
     expected, found = (load_file(folder / FOLDER / WEIGHTS_NAME) for folder in (uninterrupted, tmp_path))
@@ -267,7 +267,12 @@ def test_an_encoder_built_otherwise_is_refused(corpus: Corpus, uninterrupted: Pa
     config = encoder_config(embed_dim=64)
     (tmp_path / CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ValueError, match=r"'embed_dim': 64.* but the recipe trains .*'embed_dim': 192"):
-        train(corpus, STAGES, tmp_path / "run", start=tmp_path)
+        train(corpus, (None, *STAGES[1:]), tmp_path / "run", start=tmp_path)
+
+
+def test_class_names_are_not_trained_again(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="either the stage"):
+        train(corpus, STAGES, tmp_path, start=tmp_path)
 
 
 def test_export_loads_in_open_clip(uninterrupted: Path) -> None:
