@@ -47,10 +47,10 @@ FAMILY_PHRASES: dict[str, tuple[str, ...]] = {
 # takes about as long. Real parts are seen at every scale.
 SCALES = (0.75, 1.0, 1.5, 2.0)
 # How often a product comes from each pool or is rendered.
-SHARES = {"textures": 0.3, "photographs": 0.4, "tiny-imagenet": 0.02, "procedural": 0.28}
+SHARES = {"textures": 0.28, "photographs": 0.32, "tiny-imagenet": 0.05, "procedural": 0.35}
 # Weights of the parts of the loss.
-WEIGHTS = {"match": 2.0, "rank": 1.0, "mask": 0.5, "phrase": 0.5, "names": 0.25}
-WEIGHTS |= {"state": 1.5, "dense": 2.0, "order": 2.0}
+WEIGHTS = {"match": 2.0, "rank": 1.0, "mask": 0.5, "phrase": 0.5, "names": 0.5}
+WEIGHTS |= {"state": 1.0, "dense": 1.0, "order": 1.0}
 GENERIC_NAMES = ("object", "part", "product", "surface", "texture", "material", "item", "component")
 STRIDES = (8, 16)
 
@@ -84,7 +84,7 @@ class ProductBatch:
         pools = torch.multinomial(shares, count, replacement=True, generator=generator).bincount(minlength=len(SHARES))
         queries, references, names = [], [], []
         # A surface looks much the same nearby, so its reference may come from a little further than a photograph's.
-        ranges = {"textures": ((0.08, 1.0), 0.3), "photographs": ((0.15, 1.0), 0.1), "tiny-imagenet": ((0.5, 1.0), 0.1)}
+        ranges = {"textures": ((0.08, 0.7), 0.3), "photographs": ((0.15, 0.8), 0.1), "tiny-imagenet": ((0.5, 1.0), 0.1)}
         for name, number in zip(SHARES, pools.tolist(), strict=True):
             if not number:
                 continue
@@ -133,7 +133,7 @@ class InspectionObjective(Objective):
         corpus: Corpus,
         stage: StageConfig,
         vocabulary: Vocabulary | None,
-        names_images: int = 8,
+        names_images: int = 16,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -254,7 +254,7 @@ class InspectionObjective(Objective):
 
     def _names(self, generator: torch.Generator, device: torch.device) -> Tensor:
         images, labels = names_batch(self.corpus.training, self.names_images, 64, generator)
-        classes, targets = losses.candidate_classes(labels, len(self.corpus.class_names), 32, generator)
+        classes, targets = losses.candidate_classes(labels, len(self.corpus.class_names), 48, generator)
         images = self.normalise(images.to(device)).contiguous(memory_format=torch.channels_last)
         vectors = F.normalize(self.encoder.visual(images).float(), dim=1)
         texts = encode_text(self.encoder, self.texts.draw(classes, generator).to(device))
