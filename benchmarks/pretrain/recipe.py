@@ -130,12 +130,14 @@ def work(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     names_part = 0 if args.start_from else args.names_part
     inspection_part = 1 - names_part - args.prior_part
-    names = StageConfig("names", 20_000, args.minutes * names_part, size=64, batch=96, learning_rate=2e-3)
+    names = None
+    if not args.start_from:
+        names = StageConfig("names", 20_000, args.minutes * names_part, size=64, batch=96, learning_rate=2e-3)
     inspection = StageConfig(
         "inspection", 20_000, args.minutes * inspection_part, size=128, batch=12, learning_rate=1e-3
     )
     prior = StageConfig("prior", 20_000, args.minutes * args.prior_part, size=160, batch=8, learning_rate=1e-3)
-    stages = (None if args.start_from else names, inspection if inspection_part > 0 else None, prior)
+    stages = (names, inspection if inspection_part > 0 else None, prior)
     train(read_corpus(args), stages, args.output, seed=args.seed, resume=args.resume, start=args.start_from)
 
 

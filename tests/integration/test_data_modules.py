@@ -8,19 +8,14 @@ import torch
 from lightning.pytorch import Callback
 
 
-def fitted(model, engine, datamodule):
-    engine.fit(model, datamodule=datamodule)
-    return model
-
-
-def test_folder_without_masks(make_model, make_engine, folder_datamodule):
+def test_folder_without_masks(fitted, make_model, make_engine, folder_datamodule):
     datamodule, engine = folder_datamodule(abnormal_dir="test/square", normal_test_dir="test/good"), make_engine()
     metrics = engine.test(fitted(make_model(), engine, datamodule), datamodule=datamodule)[0]
     assert set(metrics) == {"image_AUROC", "image_AUPR", "image_F1Score"}
     assert metrics["image_AUROC"] == 1.0
 
 
-def test_folder_with_masks(make_model, make_engine, folder_datamodule):
+def test_folder_with_masks(fitted, make_model, make_engine, folder_datamodule):
     datamodule, engine = (
         folder_datamodule(abnormal_dir="test/square", normal_test_dir="test/good", mask_dir="ground_truth/square"),
         make_engine(),
@@ -30,7 +25,7 @@ def test_folder_with_masks(make_model, make_engine, folder_datamodule):
 
 
 @pytest.mark.parametrize("split", ["none", "from_test", "from_train", "synthetic", "same_as_test"])
-def test_folder_without_any_abnormal_image(make_model, make_engine, folder_datamodule, split):
+def test_folder_without_any_abnormal_image(fitted, make_model, make_engine, folder_datamodule, split):
     datamodule = folder_datamodule(normal_test_dir="test/good", val_split_mode=split, seed=0)
     model = fitted(make_model(k_shot=1, num_steps=2), make_engine(), datamodule)
     threshold = float(model.post_processor.image_threshold)
@@ -51,7 +46,7 @@ def only_references(model, folder_datamodule):
     return datamodule
 
 
-def test_validation_on_test_images_is_warned_of(make_model, make_engine, parts_datamodule, caplog):
+def test_validation_on_test_images_is_warned_of(fitted, make_model, make_engine, parts_datamodule, caplog):
     engine = make_engine()
     with caplog.at_level(logging.WARNING):
         model = fitted(make_model(num_steps=1), engine, parts_datamodule(val_split_mode="same_as_test"))
@@ -64,7 +59,7 @@ def test_validation_on_test_images_is_warned_of(make_model, make_engine, parts_d
     assert "validates on test images" not in caplog.text
 
 
-def test_no_test_image_is_read_during_fit(make_model, make_engine, parts_datamodule, monkeypatch):
+def test_no_test_image_is_read_during_fit(fitted, make_model, make_engine, parts_datamodule, monkeypatch):
     read = []
     from anomalib.data.datasets.base import image as dataset
     from PIL import Image
@@ -78,7 +73,7 @@ def test_no_test_image_is_read_during_fit(make_model, make_engine, parts_datamod
     assert {path.parent.parent.name for path in read} == {"train"}
 
 
-def test_references_from_a_folder(make_model, make_engine, parts_datamodule, parts):
+def test_references_from_a_folder(fitted, make_model, make_engine, parts_datamodule, parts):
     source = parts / "woven" / "test" / "good"
     datamodule = parts_datamodule()
     model = fitted(make_model(few_shot_source=str(source), k_shot=None), make_engine(), datamodule)
@@ -87,7 +82,7 @@ def test_references_from_a_folder(make_model, make_engine, parts_datamodule, par
     assert len(datamodule.train_data) == 3
 
 
-def test_all_normal_images_are_references_by_default(make_model, make_engine, parts_datamodule):
+def test_all_normal_images_are_references_by_default(fitted, make_model, make_engine, parts_datamodule):
     model = fitted(make_model(k_shot=None, num_steps=0), make_engine(), parts_datamodule())
     assert len(model._references.paths) == 3
 
@@ -102,13 +97,13 @@ def test_vit_tower_and_non_square_images(make_model, make_engine, parts_datamodu
     assert output.anomaly_map.shape == (2, 1, 64, 96)
 
 
-def test_class_name_comes_from_the_category(make_model, make_engine, parts_datamodule, caplog):
+def test_class_name_comes_from_the_category(fitted, make_model, make_engine, parts_datamodule, caplog):
     with caplog.at_level(logging.INFO):
         fitted(make_model(num_steps=0), make_engine(), parts_datamodule())
     assert "2 references, prompts for 'woven'" in caplog.text
 
 
-def test_an_interrupted_fit_gives_the_training_data_back(make_model, make_engine, parts_datamodule):
+def test_an_interrupted_fit_gives_the_training_data_back(fitted, make_model, make_engine, parts_datamodule):
     class Interrupt(Callback):
         def on_train_batch_start(*args):
             raise RuntimeError("power cut")

@@ -24,11 +24,6 @@ class Recorder(Callback):
         self.logged.append({name: float(value) for name, value in trainer.logged_metrics.items()})
 
 
-def fitted(model, engine, datamodule):
-    engine.fit(model, datamodule=datamodule)
-    return model
-
-
 def scores_of(model, datamodule):
     """Raw scores of the test images, in their order."""
     model.eval()
@@ -40,7 +35,7 @@ class TestFitTestPredict:
     """One fit, looked at from all sides."""
 
     @pytest.fixture(scope="class")
-    def run(self, cnn_encoder, parts, tmp_path_factory):
+    def run(self, make_model, parts, tmp_path_factory):
         from anomalib.data import MVTecAD
         from anomalib.engine import Engine
 
@@ -59,7 +54,7 @@ class TestFitTestPredict:
             num_workers=0,
             val_split_mode="none",
         )
-        Run.model = VTFusion(encoder=cnn_encoder, k_shot=2, num_steps=STEPS, bank_size=256)
+        Run.model = make_model(num_steps=STEPS)
         Run.engine.fit(Run.model, datamodule=Run.datamodule)
         Run.steps, Run.epochs = Run.engine.trainer.global_step, Run.engine.trainer.fit_loop.epoch_progress.current
         Run.metrics = Run.engine.test(Run.model, datamodule=Run.datamodule)[0]
@@ -164,7 +159,7 @@ class TestFitTestPredict:
         assert output.anomaly_map.shape == (1, 1, 64, 64)
         assert output.pred_label.tolist() == (output.pred_score > 0.5).tolist()
 
-    def test_fitting_again_starts_afresh(self, run, make_engine, parts_datamodule, make_model):
+    def test_fitting_again_starts_afresh(self, run, make_engine, parts_datamodule, fitted, make_model):
         """Same model, same data: references, bank and prompts are set up once more."""
         model = make_model(num_steps=0)
         for _ in range(2):
@@ -177,7 +172,7 @@ class TestFitTestPredict:
 
 
 class TestSeeds:
-    def test_the_model_s_own_seed_decides(self, make_model, make_engine, parts_datamodule):
+    def test_the_model_s_own_seed_decides(self, fitted, make_model, make_engine, parts_datamodule):
         def run(seed, outside):
             torch.manual_seed(outside)
             datamodule = parts_datamodule()
@@ -193,16 +188,16 @@ class TestTrainerArguments:
     @pytest.mark.parametrize(
         ("arguments", "steps"), [({"max_steps": 2}, 2), ({"max_epochs": 2}, 2 * STEPS), ({"limit_train_batches": 1}, 1)]
     )
-    def test_the_user_s_own_are_kept(self, make_model, make_engine, parts_datamodule, arguments, steps):
+    def test_the_user_s_own_are_kept(self, fitted, make_model, make_engine, parts_datamodule, arguments, steps):
         engine, datamodule = make_engine(**arguments), parts_datamodule()
-        model = fitted(make_model(), engine, datamodule)
+        model = fitted(make_model(num_steps=STEPS), engine, datamodule)
         assert engine.trainer.global_step == steps
         # Whenever the fit ends, what is saved is the model as it is then.
         loaded = VTFusion.load_from_checkpoint(engine.checkpoint_callback.best_model_path)
         assert torch.equal(scores_of(loaded, datamodule), scores_of(model, datamodule))
         assert loaded.post_processor.image_threshold == model.post_processor.image_threshold
 
-    def test_bfloat16(self, make_model, make_engine, parts_datamodule):
+    def test_bfloat16(self, fitted, make_model, make_engine, parts_datamodule):
         datamodule = parts_datamodule()
         engine = make_engine(precision="bf16-mixed")
         model = fitted(make_model(), engine, datamodule)
@@ -218,7 +213,7 @@ class TestSwitches:
     )
 
     @pytest.mark.parametrize("switch", OFF)
-    def test_each_component_off_by_itself_trains(self, make_model, make_engine, parts_datamodule, switch):
+    def test_each_component_off_by_itself_trains(self, fitted, make_model, make_engine, parts_datamodule, switch):
         recorder, datamodule = Recorder(), parts_datamodule()
         engine = make_engine(callbacks=[recorder])
         model = make_model(**{switch: False}, num_steps=2)
@@ -235,7 +230,7 @@ class TestSwitches:
         assert scores_of(model, datamodule).isfinite().all()
 
     def test_no_steps_or_nothing_to_learn_is_the_training_free_detector(
-        self, make_model, make_engine, parts_datamodule
+        self, fitted, make_model, make_engine, parts_datamodule
     ):
         scores, maps = [], []
         for arguments in ({"num_steps": 0}, self.OFF, self.OFF | {"num_steps": 0}):
@@ -251,7 +246,7 @@ class TestSwitches:
             torch.testing.assert_close(score, scores[0], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(logits, maps[0], rtol=1e-4, atol=1e-4)
 
-    def test_learnable_context_is_learned_and_baked_in(self, make_model, make_engine, parts_datamodule):
+    def test_learnable_context_is_learned_and_baked_in(self, fitted, make_model, make_engine, parts_datamodule):
         datamodule, engine = parts_datamodule(), make_engine()
         model = make_model(learnable_context=4)
         before = model.model.text_features.context.detach().clone()
